@@ -1,0 +1,45 @@
+"""What every verb shares: options that choose a deployment, and how a failure becomes an exit code."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from bundle import console
+from bundle.errors import INTERRUPTED, BundleError
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose help is the script's docstring."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
+def add_json(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--json", action="store_true", help="the answer as JSON on stdout")
+
+
+def add_project(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--project", metavar="NAME", help="Compose project (default: HOST_PROJECT of the env files)")
+
+
+def add_deployment(to: argparse.ArgumentParser) -> None:
+    """--profile, --env-file, --set and --project: which deployment the verb is about."""
+    to.add_argument("--profile", metavar="NAME", help="env/NAME.env (default: chosen for this host's hardware)")
+    to.add_argument("--env-file", metavar="FILE", action="append", default=[], help="lay FILE over the profile; repeatable, last wins")
+    to.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="one value over all files; an empty VALUE unsets")
+    add_project(to)
+
+
+def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Call `main` and turn what it raises into a message and an exit code."""
+    try:
+        return main(sys.argv[1:] if argv is None else argv)
+    except BundleError as error:
+        console.error(error.message, error.fix)
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.note("interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # `make logs | head`: the reader has gone; stdout is closed so that the interpreter does not complain at exit.
+        sys.stderr.close()
+        return 0
