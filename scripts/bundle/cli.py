@@ -29,6 +29,17 @@ def add_deployment(to: argparse.ArgumentParser) -> None:
     add_project(to)
 
 
+def positive(text: str) -> float:
+    """An option's value as a number above 0; for `type=`."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
 def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Call `main` and turn what it raises into a message and an exit code."""
     try:

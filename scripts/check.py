@@ -1,0 +1,45 @@
+"""Show what a deployment would run, where each value came from, and what is wrong with it. Needs no Docker, changes nothing.
+
+usage: python scripts/check.py [--profile NAME] [--env-file FILE]... [--set KEY=VALUE]... [--project NAME] [--json | --flatten [FILE]]
+
+--flatten writes the whole deployment as one env file that stands alone:
+    python scripts/check.py --profile cpu --flatten handoff.env && docker compose --env-file handoff.env up -d --wait
+
+Exit codes: 0 nothing is wrong (warnings do not count), 2 something is.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import bundle.venv  # noqa: F401
+from bundle import ROOT, cli
+
+
+def main(argv: Sequence[str]) -> int:
+    from bundle import console, preview, settings
+
+    parser = cli.parser(__doc__)
+    cli.add_deployment(parser)
+    cli.add_json(parser)
+    parser.add_argument("--flatten", metavar="FILE", nargs="?", const="-", help="write the flattened env file (no FILE: to stdout)")
+    options = parser.parse_args(argv)
+    chosen = settings.load_options(options)
+    if options.json:
+        console.emit_json(preview.as_json(chosen))
+        return 2 if chosen.errors else 0
+    chosen.require()
+    if options.flatten == "-":
+        sys.stdout.write(chosen.flatten("handoff.env"))
+    elif options.flatten:
+        # Compose reads the name from its project's folder, where compose.yaml is.
+        Path(options.flatten).write_text(chosen.flatten(os.path.relpath(options.flatten, ROOT)), encoding="utf-8")
+        console.note(f"written: {options.flatten}")
+    else:
+        preview.show(chosen)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,114 @@
+"""scripts/check.py as an operator and as a machine call it."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bundle import ROOT, preview
+from support.bad_inputs import BAD
+
+
+def check(*arguments: str, environ: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    # No PATH to Docker and no daemon: `check` must not need one.
+    env = {"PATH": "/nonexistent", "HOME": os.environ["HOME"], **(environ or {})}
+    return subprocess.run([sys.executable, str(ROOT / "scripts" / "check.py"), *arguments], capture_output=True, text=True, check=False, timeout=60,
+                          env=env, cwd=cwd)
+
+
+def test_json_has_exactly_these_keys() -> None:
+    done = check("--profile", "throughput", "--json", "--set", "ENGINE_GPU_MEMORY_UTILIZATION=0.99")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert sorted(answer) == ["argv", "environment", "origin", "problems", "profile"]
+    assert answer["profile"] == "throughput"
+    assert answer["argv"][:2] == ["vllm", "serve"]
+    assert answer["environment"]["CUDA_CACHE_MAXSIZE"] == "2147483648"
+    assert answer["origin"]["ENGINE_GPU_MEMORY_UTILIZATION"] == "--set"
+    assert [sorted(problem) for problem in answer["problems"]] == [["file", "key", "line", "message", "severity"]]
+    assert answer["problems"][0]["severity"] == "warning"
+
+
+def test_json_holds_the_problems_and_exits_2() -> None:
+    done = check("--profile", "cpu", "--json", "--set", "ENGINE_SWAP_SPACE=8", "--set", "ENGINE_SEED=x")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["problems"] == [
+        {"file": "--set", "line": 0, "key": "ENGINE_SWAP_SPACE", "severity": "error",
+         "message": "vLLM 0.32.0 has no --swap-space (removed in 0.18.0). Use ENGINE_KV_OFFLOADING_SIZE=8."},
+        {"file": "--set", "line": 0, "key": "ENGINE_SEED", "severity": "error", "message": "'x' is not a whole number."}]
+    assert done.stderr == ""
+
+
+def test_errors_come_on_stderr_all_at_once_and_nothing_on_stdout(tmp_path: Path) -> None:
+    (tmp_path / "bad.env").write_text("\n".join(bad.text.partition("\n")[0] for bad in BAD if bad.name in ("unknown flag", "port in words")))
+    done = check("--profile", "cpu", "--env-file", str(tmp_path / "bad.env"))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == ("error: 2 errors in the settings (profile cpu)\n"
+                           f"  {tmp_path}/bad.env:1: ENGINE_MAX_NUM_SEQ: vLLM 0.32.0 has no such flag. Did you mean ENGINE_MAX_NUM_SEQS?\n"
+                           f"  {tmp_path}/bad.env:2: GATEWAY_PORT: 'http' is not a whole number.\n")
+
+
+def test_the_command_line_is_one_flag_on_a_line_and_can_be_pasted() -> None:
+    done = check("--profile", "cpu", "--set", 'ENGINE_HF_OVERRIDES={"a": "it is"}')
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.split("command line\n")[1].split("\n\n")[0]
+    assert all(line.startswith("  --") for line in text.splitlines()[1:])
+    argv = json.loads(check("--profile", "cpu", "--set", 'ENGINE_HF_OVERRIDES={"a": "it is"}', "--json").stdout)["argv"]
+    assert [word for word in shlex.split(text) if word != "\n"] == argv
+
+
+def test_each_value_is_shown_with_its_origin_and_each_optimization_with_its_verdict() -> None:
+    done = check("--profile", "throughput", "--set", "CUDA_TENSOR_CORES=1")
+    assert done.returncode == 0, done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "CUDA_TENSOR_CORES 1 --set" in lines
+    assert any(line.startswith("ENGINE_QUANTIZATION fp8_per_tensor env/throughput.env:") for line in lines)
+    assert lines[lines.index("inert CUDA_TENSOR_CORES=1") + 1].endswith("Use VLLM_FLOAT32_MATMUL_PRECISION=high")
+    assert "neutral CUDA_CACHE_MAXSIZE=2147483648" in lines
+
+
+def test_warnings_do_not_stop_it() -> None:
+    done = check("--profile", "throughput", "--set", "ENGINE_GPU_MEMORY_UTILIZATION=0.99")
+    assert done.returncode == 0
+    assert "warning: --set: ENGINE_GPU_MEMORY_UTILIZATION: 0.99 × 31.36 GiB = 31.05 GiB" in done.stderr
+
+
+def test_the_flattened_file_is_written_with_its_own_name_and_means_the_same(tmp_path: Path) -> None:
+    flat = tmp_path / "flat.env"
+    written = check("--profile", "latency", "--set", "ENGINE_SEED=3", "--flatten", "flat.env", cwd=tmp_path)
+    assert written.returncode == 0, written.stderr
+    assert f"HOST_ENV_FILE={os.path.relpath(flat, ROOT)}" in flat.read_text().splitlines()
+    first = json.loads(check("--profile", "latency", "--set", "ENGINE_SEED=3", "--json").stdout)
+    again = json.loads(check("--env-file", "flat.env", "--json", cwd=tmp_path).stdout)
+    for key in ("profile", "argv", "environment", "problems"):
+        assert again[key] == first[key], key
+
+
+def test_the_flattened_file_can_go_to_a_pipe() -> None:
+    done = check("--profile", "cpu", "--flatten")
+    assert done.returncode == 0, done.stderr
+    assert "HOST_ENV_FILE=handoff.env" in done.stdout.splitlines()
+    assert done.stderr == ""
+
+
+def test_nothing_is_written_while_something_is_wrong(tmp_path: Path) -> None:
+    done = check("--profile", "cpu", "--set", "ENGINE_SEED=x", "--flatten", str(tmp_path / "flat.env"))
+    assert done.returncode == 2
+    assert not (tmp_path / "flat.env").exists()
+
+
+@pytest.mark.parametrize("arguments", [("--profile", "nope"), ("--profile", "cpu", "--env-file", "nope.env"), ("--profile", "cpu", "--set", "X"),
+                                       ("--profil", "cpu"), ("cpu",)])
+def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
+    done = check(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_word_with_blanks_stays_one_word() -> None:
+    assert preview.command(("vllm", "serve", "/m", "--x", "a b", "--y", "1", "2")) == "vllm serve /m \\\n  --x 'a b' \\\n  --y 1 2"
