@@ -65,7 +65,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     if _out.is_terminal:
         _out.print(shown)
     else:
-        _out.print(shown, width=1000)
+        Console(highlight=False, width=10_000).print(shown)
 
 
 def emit_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
