@@ -1,0 +1,58 @@
+"""Will this model start on that GPU with these settings, and how many tokens will its KV cache hold? Needs no GPU, no Docker, no weights.
+
+usage: python scripts/fit.py [MODEL_DIR] [--gpu NAME] [--profile NAME] [--env-file FILE]... [--set KEY=VALUE]...
+                             [--overhead GIB] [--log FILE] [--json]
+
+    python scripts/fit.py ~/models/Qwen3-8B --gpu rtx-5090 --set ENGINE_GPU_MEMORY_UTILIZATION=auto
+    docker logs vllm-engine-1 2>&1 | python scripts/fit.py ~/models/Qwen3-8B --log -
+
+MODEL_DIR (default: MODEL_DIR of the env files) holds config.json, and the safetensors files where they are downloaded: their headers are exact.
+Exit codes: 0 it starts, 5 it does not (with the nearest changes that let it start), 2 a wrong value or GPU name, 3 a missing or damaged model.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import bundle.venv  # noqa: F401
+from bundle import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    from bundle import console, fit, fitchanges, fitreport, settings
+    from bundle.devices import GIB
+    from bundle.errors import ConfigurationError, PrerequisiteError
+
+    parser = cli.parser(__doc__)
+    parser.add_argument("model", metavar="MODEL_DIR", nargs="?", type=Path, help="folder with config.json (default: MODEL_DIR of the env files)")
+    parser.add_argument("--gpu", metavar="NAME", default="", help="a GPU of env/gpus.yaml, such as rtx-5090 (default: this host's)")
+    parser.add_argument("--overhead", metavar="GIB", type=float, help="overhead that a real start has measured, instead of the estimate")
+    parser.add_argument("--log", metavar="FILE", help="the engine's log (-: stdin): say how far off the estimate is")
+    cli.add_deployment(parser)
+    cli.add_json(parser)
+    options = parser.parse_args(argv)
+    if options.gpu and not options.profile and not options.env_file:
+        options.profile = "throughput"
+    chosen = settings.load_options(options)
+    directory = options.model or chosen.model_dir
+    if not directory:
+        raise ConfigurationError("no model to look at", fix="give its folder: python scripts/fit.py MODEL_DIR, or set MODEL_DIR in env/site.env")
+    measured = None if options.overhead is None else round(options.overhead * GIB)
+    found = fit.of(chosen, directory.expanduser(), gpu=options.gpu, measured_overhead=measured)
+    try:
+        log = "" if not options.log else sys.stdin.read() if options.log == "-" else Path(options.log).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise PrerequisiteError(f"{options.log}: {error.strerror}") from error
+    differences = fit.compare(found, log)
+    if options.log and not differences:
+        console.warn(f"{options.log}: no line of vLLM's about weights or KV cache in it")
+    changes = [] if found.starts else fitchanges.nearest(found)
+    if options.json:
+        console.emit_json(fitreport.as_json(found, changes, differences))
+    else:
+        fitreport.show(found, changes, differences)
+    return 0 if found.starts else 5
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
