@@ -1,0 +1,368 @@
+"""Start vLLM from env files and stay with it until it ends. Standard library only; works in the image and on any host that has vLLM.
+
+    python3 docker/engine/entrypoint.py --env-file env/base.env --env-file env/throughput.env [--print]
+
+The one mapping rule: ENGINE_X_Y=v becomes `--x-y v`, `true` becomes `--x-y`, `false` the flag's off-form, an empty value is "not set";
+a flag that takes a list has its value split as a shell would; JSON passes as it is. ENGINE_MODEL comes first, the rest in the order of
+the env files. ENGINE_GPU_MEMORY_UTILIZATION=auto becomes the most that starts, measured right before the start (--print measures nothing).
+A key that an --env-file names overrides the process environment, and a later file an earlier one, as in Compose.
+All other variables reach the engine unchanged, without those that are the bundle's own and those that are empty.
+
+--print writes the engine's environment and command as a shell would take them, and starts nothing.
+
+Exit codes: 2 an env file is wrong · 3 no vLLM here, or no GPU to measure · 0 the engine ended cleanly after SIGTERM, SIGINT or SIGHUP ·
+128+n signal n killed it · else the engine's own code, but 1 instead of 0 when nobody asked it to end: vLLM exits 0 when its core dies,
+which would look like a clean stop.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+OURS = ("ENGINE_", "GATEWAY_", "HOST_", "IMAGE_", "MODEL_", "BUILD_")
+BUILD_KNOBS = ("BASE_IMAGE", "WHEELHOUSE")
+ENGINE_READS = ("CUDA_", "CUBLAS", "CUDNN_", "DO_NOT_TRACK", "FLASHINFER_", "HF_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "NCCL_", "NVIDIA_",
+                "OMP_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRITON_", "VLLM_")
+"""What --print shows of the environment; the engine gets everything that is not OURS."""
+
+SECRET = re.compile(r"(^|[_-])(TOKEN|SECRET|PASSWORD|API[_-]KEY|ACCESS[_-]KEY)$", re.IGNORECASE)
+SHARE = re.compile(r"--(gpu|device)-memory-utilization")
+CONTEXT_BYTES = 512 * 2**20
+"""What vLLM's own CUDA context takes of a GPU before it looks at what is free."""
+AUTO_MARGIN_BYTES = 512 * 2**20
+"""Left free by ENGINE_GPU_MEMORY_UTILIZATION=auto, for buffers that vLLM takes after it has measured."""
+
+LINE_LIMIT = 8192
+KILL_WAIT_S = 10
+
+
+class Refused(Exception):  # noqa: N818  (it carries the messages for the operator and the exit code)
+    """Nothing was started. `problems` are the lines to print."""
+
+    def __init__(self, problems: Sequence[str], code: int = 2) -> None:
+        super().__init__(*problems)
+        self.problems, self.code = problems, code
+
+
+def parse_env_file(path: Path) -> dict[str, str]:
+    """The keys and values of an env file. Raises Refused with file:line for every line that Compose or python-dotenv could read differently."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Refused([f"{path}:{path.read_bytes()[:error.start].count(10) + 1}: not UTF-8"]) from error
+    except OSError as error:
+        raise Refused([f"{path}: cannot be read: {error.strerror}"]) from error
+    found: dict[str, str] = {}
+    lines: dict[str, int] = {}
+    problems = []
+    if "\r" in text:  # one message for the file, not one for every line
+        problems.append(f"{path}:{text[:text.index(chr(13))].count(chr(10)) + 1}: has carriage returns; save the file with Unix line ends")
+    for number, line in enumerate(text.replace("\r", "").split("\n"), start=1):
+        if not line.strip(" \t") or line.startswith("#"):
+            continue
+        key, equals, value = line.partition("=")
+        fault = _fault(key, equals, value, line)
+        value = value.rstrip()
+        if not fault and key in found:
+            fault = f"{key} is set twice in this file (first in line {lines[key]}); delete one of the two lines"
+        if fault:
+            problems.append(f"{path}:{number}: {fault}")
+        found[key], lines[key] = value[1:-1] if value.startswith("'") else value, number
+    if problems:
+        raise Refused(problems)
+    return found
+
+
+def _fault(key: str, equals: str, value: str, line: str) -> str:
+    if "\ufeff" in line:
+        return "holds a byte-order mark; save the file as UTF-8 without one"
+    if control := next((c for c in line if (ord(c) < 32 and c != "\t") or 127 <= ord(c) < 160), ""):
+        return f"holds the control character U+{ord(control):04X}; delete it"
+    if not equals or not re.fullmatch(r"[A-Z][A-Z0-9_]*", key):
+        return f"not KEY=VALUE with an upper-case key at the start of the line: {key[:40]!r}"  # the key alone: the value may be a secret
+    if value.startswith("'"):
+        value = value.rstrip()
+        if len(value) < 2 or not value.endswith("'") or "'" in value[1:-1]:
+            return f"{key}: a quoted value is one pair of single quotes in one line, with nothing behind it"
+        return f"{key}: a backslash before a backslash or the closing quote is read differently by Compose" if re.search(r"\\[\\']", value) else ""
+    if value.startswith('"') or value[:1].isspace():
+        return f"{key}: a value starts right after the `=`, bare or in single quotes"
+    if "$" in value or re.search(r"(^|\s)#", value.rstrip()):
+        return f"{key}: `$` and `#` mean something to Compose; put the value in single quotes, and a comment in a line of its own"
+    return ""
+
+
+def load_catalogue(target: str, folder: Path) -> dict[str, Any]:
+    """The engine's flags by every spelling of theirs; empty when there is no catalogue for `target` ("" in an image: it holds only its own)."""
+    found = sorted(path for path in folder.glob("*.json") if path.stem == target or not target)
+    if len(found) != 1:
+        return {}
+    flags = json.loads(found[0].read_text(encoding="utf-8"))["flags"]
+    return {spelling: flag for name, flag in flags.items() for spelling in (name, *flag.get("aliases", ()))}
+
+
+def arguments(settings: Mapping[str, str], flags: Mapping[str, Any]) -> list[str]:
+    """`serve MODEL --x-y v …` by the mapping rule. Raises Refused for a missing model, an off-form that does not exist, or an open quote."""
+    argv, problems = ["serve", settings.get("ENGINE_MODEL", "")], []
+    if not argv[1]:
+        hint = f" (MODEL_DIR={settings['MODEL_DIR']} is what Compose mounts: name that directory)" if settings.get("MODEL_DIR") else ""
+        problems.append(f"ENGINE_MODEL is not set. Give it a directory or a hub name (Qwen/Qwen3-8B), in an --env-file or the environment{hint}")
+    for key, value in settings.items():
+        if not key.startswith("ENGINE_") or key == "ENGINE_MODEL" or not value:
+            continue
+        option = "--" + key.removeprefix("ENGINE_").lower().replace("_", "-")
+        flag = flags.get(option, {"negative": "--no-" + option[2:]})
+        if value == "true":
+            argv.append(option)
+        elif value == "false" and flag["negative"]:
+            argv.append(flag["negative"])
+        elif value == "false":
+            problems.append(f"{key}=false: {option} has no form that turns it off. Delete the line: it is off when it is not set")
+        elif flag.get("nargs") in (None, "?") or value[0] in "{[":
+            argv += [option, value]
+        else:
+            try:
+                argv += [option, *shlex.split(value)]
+            except ValueError as error:
+                problems.append(f"{key}: its value cannot be split into a list: {str(error).lower()}")
+    if problems:
+        raise Refused(problems)
+    return argv
+
+
+def measured(argv: Sequence[str], settings: Mapping[str, str]) -> list[str]:
+    """`argv` with numbers in the place of `auto`. Raises Refused where a GPU cannot be measured."""
+    words = list(argv)
+    for at, word in enumerate(words[1:], start=1):
+        if word == "auto" and SHARE.fullmatch(words[at - 1]):
+            words[at] = most_that_starts(settings)
+    return words
+
+
+def most_that_starts(settings: Mapping[str, str]) -> str:
+    """The largest share of memory that every GPU in sight can give, rounded down to a thousandth, with AUTO_MARGIN_BYTES left free."""
+    chosen = settings.get("CUDA_VISIBLE_DEVICES", "")
+    command = ["nvidia-smi", "--query-gpu=index,memory.total,memory.reserved,memory.free", "--format=csv,noheader,nounits",
+               *([f"--id={chosen}"] if chosen else [])]
+    instead = "Write a number instead: 0.9"
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Refused([f"auto: the GPU's memory cannot be measured: {error}. {instead}"], code=3) from error
+    rows = re.findall(r"^(\d+), (\d+), (\d+|\[.*\]), (\d+)$", done.stdout, re.MULTILINE)
+    if done.returncode != 0 or not rows or len(rows) != len(done.stdout.splitlines()):
+        raise Refused([f"auto: the GPU's memory cannot be measured: nvidia-smi says: {' '.join(done.stdout.split())}. {instead}"], code=3)
+    shares = []
+    for index, *sizes in rows:
+        # CUDA does not show what the driver keeps for itself; an old driver does not say how much that is, which makes the share smaller.
+        total, reserved, free = (int(size) * 2**20 if size.isdigit() else 0 for size in sizes)
+        shares.append(max(0, (free - CONTEXT_BYTES - AUTO_MARGIN_BYTES) * 1000 // (total - reserved)))
+        say(f"auto: GPU {index} has {free / 2**30:.2f} of {(total - reserved) / 2**30:.2f} GiB free, less {CONTEXT_BYTES / 2**30:g} for the engine's "
+            f"context and {AUTO_MARGIN_BYTES / 2**30:g} left free: {shares[-1] / 1000:g}")
+    if not min(shares):
+        raise Refused([f"auto: no memory is left on a GPU. End what uses it (nvidia-smi lists it). {instead}"], code=3)
+    return f"{min(shares) / 1000:g}"
+
+
+def engine_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """What the engine inherits: an empty value is "not set" for it too (int("") would stop vLLM)."""
+    return {key: value for key, value in settings.items() if value and not key.startswith(OURS) and key not in BUILD_KNOBS}
+
+
+def shown(argv: Sequence[str]) -> str:
+    """The command as typed in a shell, with secrets blanked."""
+    words, secret = ["vllm"], False
+    for word in argv:
+        secret = bool(SECRET.search(word)) if word.startswith("--") else secret
+        words.append("[REDACTED]" if secret and not word.startswith("--") else word)
+    return shlex.join(words)
+
+
+class LastError:
+    """Remembers, of all that the engine prints, the error that says most: the last exception, or the death of a process that came before it.
+
+    When vLLM's core fails, each process above it reports that too; those reports come last and say least.
+    """
+
+    # vLLM marks each line of a log record, the later ones of a traceback too: "(EngineCore pid=77) ERROR 11-23 14:49:03 [core.py:1234] ".
+    PREFIX = re.compile(r"(?:\([^)]*pid=\d+\) ?)?(?:([A-Z]+) \d\d-\d\d [\d:]+ \[[^\]]*\] ?)?")
+    COLOUR = re.compile(r"\x1b\[[\d;]*m")
+    CAUSE = re.compile(r"(?i)[a-z_][\w.]*(?:error|exception|expired)\w*(?:: |$)|(?:.{0,80}\s)?error: |terminate called")
+    DEATH = re.compile(r"(?i).*\b(?:died|exited) unexpectedly")
+    REPORT = re.compile(r"(?i).*(?:(?:root cause|stack ?trace)\b.*\babove|\babove\b.*(?:root cause|stack ?trace)|\b(?:CancelledError|SystemExit)\b)"
+                        r"|RuntimeError: cancelled")
+    FRESH_S = 10
+
+    def __init__(self) -> None:
+        self.cause = self.other = self.report = ""
+        self.cause_at = 0.0
+        self._is_death = self._goes_on = False
+        self._lock = threading.Lock()
+
+    def see(self, raw: bytes) -> None:
+        """Take note of one line."""
+        text = self.COLOUR.sub("", raw[:LINE_LIMIT].decode("utf-8", "replace")).rstrip()
+        prefix = self.PREFIX.match(text)
+        if text and prefix:
+            with self._lock:
+                self._note(text[prefix.end():], prefix[1])
+
+    def _note(self, message: str, level: str | None) -> None:
+        goes_on, self._goes_on = self._goes_on, False
+        fresh = bool(self.cause) and time.monotonic() - self.cause_at < self.FRESH_S
+        if self.DEATH.match(message):  # a warning, for vLLM
+            if not fresh:
+                self.cause, self.cause_at, self._is_death = message, time.monotonic(), True
+        elif level not in (None, "ERROR", "CRITICAL"):
+            return
+        elif message.startswith((" ", "Traceback")):
+            if goes_on:  # pydantic says what is wrong in an indented second line
+                self.cause += " " + message.strip()
+        elif self.REPORT.match(message):
+            self.report = message
+        elif self.CAUSE.match(message):
+            if not (fresh and self._is_death):
+                self.cause, self.cause_at, self._is_death, self._goes_on = message, time.monotonic(), False, True
+        elif level:
+            self.other = message
+
+    def __str__(self) -> str:
+        text = "".join(c if c.isprintable() else "?" for c in self.cause or self.other or self.report)
+        return text if len(text) <= 500 else text[:500] + "…"
+
+
+def pass_on(source: IO[bytes], target: int, error: LastError) -> None:
+    """Copy `source` to the file descriptor `target` as it comes, until every process that writes it has gone."""
+    line, writable = b"", True
+    while chunk := os.read(source.fileno(), 65536):
+        # A reader of ours that has gone must not stop the engine: read on, or its next print would block for ever.
+        writable = writable and _write(target, chunk)
+        *ended, line = re.split(rb"[\r\n]", line + chunk)
+        for each in ended:
+            error.see(each)
+        line = line[:LINE_LIMIT]
+    if line:
+        error.see(line)
+        _write(target, b"\n")  # what comes next stands in a line of its own
+
+
+def _write(target: int, data: bytes) -> bool:
+    while data:
+        try:
+            data = data[os.write(target, data):]
+        except BlockingIOError:
+            select.select([], [target], [])
+        except OSError:
+            return False
+    return True
+
+
+def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the engine to its end, and return the exit code that says how it ended."""
+    asked: list[signal.Signals] = []
+    waiting: list[signal.Signals] = []
+    engine: subprocess.Popen[bytes] | None = None
+
+    def forward() -> None:
+        while engine and waiting:
+            engine.send_signal(waiting.pop(0))
+
+    def on_signal(number: int, _frame: object) -> None:
+        asked.append(signal.Signals(number))
+        # vLLM knows no SIGHUP and would leave its core behind: a terminal that closes is a request to stop like any other.
+        waiting.append(signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number))
+        forward()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, on_signal)
+    started, error = time.monotonic(), LastError()
+    # A session of its own: Ctrl-C reaches the engine once, through here, and one kill reaches all that it started.
+    engine = subprocess.Popen(command, env=environment, start_new_session=True,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    forward()
+    tees = [threading.Thread(target=pass_on, args=(source, target, error), daemon=True)
+            for source, target in ((engine.stdout, 1), (engine.stderr, 2)) if source]
+    for tee in tees:
+        tee.start()
+    code = engine.wait()
+    took = f"after {time.monotonic() - started:.0f} s"
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(engine.pid, signal.SIGKILL)  # a core that outlives its API server would hold the GPU
+    for tee in tees:  # they end when the last process of the group has closed its output
+        tee.join(KILL_WAIT_S)
+
+    how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}" if asked else f"ended unasked with code {code}"
+    if asked:
+        say(f"the engine was asked to stop ({asked[0].name}) and {how} {took}")
+    else:
+        say(f"the engine {how} {took}; " + (f"its last error: {error}" if str(error) else "it printed no error"))
+    return 128 - code if code < 0 else code or (0 if asked else 1)
+
+
+def say(text: str) -> None:
+    """One line on stderr, past Python's buffers: the log must end with it, and a log that nobody reads any more must not stop the engine."""
+    _write(2, f"entrypoint: {text}\n".encode(errors="backslashreplace"))
+
+
+def show(settings: Mapping[str, str], argv: Sequence[str], named: Iterable[str]) -> None:
+    """The engine's environment and command on stdout, as a shell would take them."""
+    for key, value in engine_environment(settings).items():
+        if key in named or key.startswith(ENGINE_READS):
+            print(f"export {key}={'[REDACTED]' if SECRET.search(key) else shlex.quote(value)}")
+    print(shown(argv))
+
+
+def start(settings: Mapping[str, str], argv: Sequence[str]) -> int:
+    """Start and supervise `vllm` with `argv`."""
+    if importlib.util.find_spec("vllm") is None:
+        raise Refused([f"{sys.executable} has no vLLM. Run this file with the Python of the environment that vLLM is installed in"], code=3)
+    argv = measured(argv, settings)
+    say(f"starting: {shown(argv)}")
+    return supervise([sys.executable, "-m", "vllm.entrypoints.cli.main", *argv], engine_environment(settings))
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--env-file", metavar="FILE", type=Path, action="append", default=[], help="repeatable, the last one wins")
+    parser.add_argument("--print", action="store_true", help="show what would be started")
+    options = parser.parse_args(words)
+    try:
+        named: dict[str, str] = {}
+        problems: list[str] = []
+        for path in options.env_file:
+            try:
+                named |= parse_env_file(path)
+            except Refused as refused:
+                problems += refused.problems
+        if problems:
+            raise Refused(problems)
+        settings = dict(os.environ) | named
+        flags = load_catalogue(settings.get("IMAGE_TARGET", ""), Path(__file__).resolve().parent / "catalogue")
+        if not flags:
+            say(f"no flag catalogue for IMAGE_TARGET={settings.get('IMAGE_TARGET', '')}: `false` becomes --no-…, and every value is one argument")
+        argv = arguments(settings, flags)
+        if options.print:
+            show(settings, argv, named)
+            return 0
+        return start(settings, argv)
+    except Refused as refused:
+        for problem in refused.problems:
+            say(problem)
+        return refused.code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
