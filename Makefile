@@ -1,0 +1,66 @@
+# Every verb is one script; `python3 scripts/<verb>.py --help` tells its options.
+#   PROFILE=name         env/name.env               ENV_FILE="a.env b.env"   further files over it, last wins
+#   SET="KEY=VALUE …"    single values over all     PROJECT=name             another deployment beside this one
+#   JSON=1               answers for machines       FLATTEN=file             check: write the env file to hand over
+# BASE_IMAGE, BUILD_CA_BUNDLE, WHEELHOUSE and HOST_SETUP may be given here too: `make up HOST_SETUP=never`.
+PYTHON ?= python3
+.DEFAULT_GOAL := help
+
+project := $(if $(PROJECT),--project '$(PROJECT)')
+json := $(if $(JSON),--json)
+deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(project)
+
+.PHONY: help up down restart logs status check doctor build smoke fit model test lint lock
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up:  ## check everything, build what is missing, start, and wait until the model answers
+	@$(PYTHON) scripts/up.py $(deployment) $(json)
+
+down:  ## drain and stop (VOLUMES=1 removes the cache too)
+	@$(PYTHON) scripts/down.py $(project) $(if $(VOLUMES),--volumes)
+
+restart:  ## restart the engine and wait until it answers
+	@$(PYTHON) scripts/restart.py $(project)
+
+logs:  ## follow what the services print
+	@$(PYTHON) scripts/logs.py $(project)
+
+status:  ## one table of what runs
+	@$(PYTHON) scripts/status.py $(project) $(json)
+
+check:  ## the command line, environment and origin of every value, checked against the engine; no Docker needed
+	@$(PYTHON) scripts/check.py $(deployment) $(if $(FLATTEN),--flatten '$(FLATTEN)') $(json)
+
+doctor:  ## can this host run it? read-only
+	@$(PYTHON) scripts/doctor.py $(deployment) $(json)
+
+build:  ## the images that the profile needs
+	@$(PYTHON) scripts/build.py $(deployment) $(json)
+
+smoke:  ## does the running service answer as an API client expects?
+	@$(PYTHON) scripts/smoke.py $(project) $(json)
+
+fit:  ## will the model fit the GPU? MODEL=dir GPU=name (rtx-5090, h100, …; default: what is here)
+	@$(PYTHON) scripts/fit.py $(if $(MODEL),'$(MODEL)') $(if $(GPU),--gpu '$(GPU)') $(deployment) $(json)
+
+model:  ## fetch a model (NAME=org/model) or check a local one (FROM=dir); WRITE=1 sets MODEL_DIR in env/site.env
+	@$(PYTHON) scripts/model.py $(if $(NAME),--name '$(NAME)') $(if $(FROM),--from '$(FROM)') $(if $(REVISION),--revision '$(REVISION)') \
+	  $(if $(INTO),--into '$(INTO)') $(if $(TOKEN_FILE),--token-file '$(TOKEN_FILE)') $(if $(ENDPOINT),--endpoint '$(ENDPOINT)') \
+	  $(if $(OFFLINE),--offline) $(if $(WRITE),--write) $(json)
+
+test: lint  ## everything that CI holds, against real Docker and real vLLM on the CPU
+	@.venv/bin/python -m pytest
+
+lint:  ## ruff, mypy --strict, yamllint, shellcheck, hadolint
+	@$(PYTHON) scripts/bundle/venv.py requirements-dev.lock
+	@.venv/bin/python -m ruff check .
+	@.venv/bin/python -m mypy scripts healthchecks docker/engine tests
+	@.venv/bin/python -m yamllint --strict .
+	@.venv/bin/shellcheck .ci/run
+	@.venv/bin/hadolint docker/engine/Dockerfile docker/gateway/Dockerfile
+
+lock:  ## resolve the dependencies anew (needs uv)
+	@for name in requirements requirements-dev; do uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate $$name.in --output-file $$name.lock; done

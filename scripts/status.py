@@ -1,0 +1,36 @@
+"""One table of what runs: state, health, restarts, model, queue, KV-cache use, tokens/s.
+
+usage: python scripts/status.py [--project NAME] [--json]
+
+Exit codes: 0 all healthy, 5 something is not (or nothing is up).
+"""
+
+import sys
+from collections.abc import Sequence
+
+import bundle.venv  # noqa: F401
+from bundle import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    from bundle import console, status
+    from bundle.deployment import DEFAULT_PROJECT, Deployment
+    from bundle.errors import CheckFailedError
+
+    parser = cli.parser(__doc__)
+    cli.add_project(parser)
+    cli.add_json(parser)
+    options = parser.parse_args(argv)
+    project = options.project or DEFAULT_PROJECT
+    rows = status.read(Deployment(project=project))
+    if options.json:
+        console.emit_json({"project": project, "services": rows})
+    elif rows:
+        console.table(status.COLUMNS, status.cells(rows))
+    if not rows:
+        raise CheckFailedError(f"nothing is up in project {project}", fix="make up")
+    return 0 if all(r["state"] == "running" and r["health"] == "healthy" for r in rows) else CheckFailedError.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,36 @@
+"""Make the host, the images and the services what the env files say; wait until the engine answers.
+
+usage: python scripts/up.py [--profile NAME] [--env-file FILE]... [--set KEY=VALUE]... [--project NAME] [--json]
+
+Checks the settings and the host first and changes nothing if either fails. Exit codes: 0 ready, 2 settings, 3 host, 4 not ready.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import bundle.venv  # noqa: F401
+from bundle import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    from bundle import console, lifecycle, settings
+
+    parser = cli.parser(__doc__)
+    cli.add_deployment(parser)
+    cli.add_json(parser)
+    options = parser.parse_args(argv)
+    chosen = settings.load_options(options)
+    for line in chosen.remarks():
+        console.warn(line)
+    answer = lifecycle.up(chosen)
+    if options.json:
+        console.emit_json(answer)
+        return 0
+    base_url, model = str(answer["base_url"]), str(answer["model"])
+    console.result(f"{'ready' if answer['changed'] else 'already up'}: {model} at {base_url}")
+    console.result(lifecycle.curl(base_url, model, chosen))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,37 @@
+"""Fixtures that every tier with Docker shares. A test that needs Docker fails without it; nothing here skips."""
+
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from support.project import Project
+
+
+@pytest.fixture
+def project(no_leftovers: None) -> Iterator[Project]:
+    """A Compose project of the test's own, gone with everything in it when the test ends."""
+    own = Project(name=f"test-{os.getpid()}-{secrets.token_hex(3)}")
+    yield own
+    own.remove()
+
+
+@pytest.fixture(scope="session")
+def served(no_leftovers: None) -> Iterator[Project]:
+    """The bundle as `make up PROFILE=cpu` brings it up, shared by all tests that only ask it things."""
+    own = Project(name=f"test-{os.getpid()}-served")
+    up = own.script("up", "--profile", "cpu", "--set", "GATEWAY_PORT=0", "--json", timeout_s=900)
+    assert up.returncode == 0, up.stderr
+    yield own
+    own.remove()
+
+
+@pytest.fixture(scope="session")
+def no_leftovers() -> Iterator[None]:
+    """Fail the run when a test has left a container of its own behind."""
+    yield
+    left = subprocess.run(["docker", "ps", "--all", "--format", "{{.Names}}", "--filter", f"name=test-{os.getpid()}-"],
+                          capture_output=True, text=True, check=False)
+    assert not left.stdout.split(), f"containers left behind: {left.stdout}"

@@ -1,0 +1,131 @@
+"""`make up` to `make down` on the real engine and gateway."""
+
+import json
+import socket
+import subprocess
+from pathlib import Path
+
+import requests
+
+from bundle import ROOT, STATE
+from support.project import Project
+
+SELFTEST = "selftest"
+
+
+def test_up_serves_a_completion_through_the_gateway(served: Project) -> None:
+    reply = requests.post(f"{served.url}/v1/completions", json={"model": SELFTEST, "prompt": "Hello", "max_tokens": 4}, timeout=60)
+    assert reply.status_code == 200
+    assert reply.json()["usage"]["completion_tokens"] == 4
+
+
+def test_up_prints_a_curl_line_that_works(served: Project) -> None:
+    up = served.up()
+    assert up.returncode == 0, up.stderr
+    line = next(row for row in up.stdout.splitlines() if row.startswith("curl"))
+    reply = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(reply.stdout)["choices"][0]["message"]["role"] == "assistant"
+
+
+def test_up_again_changes_nothing(served: Project) -> None:
+    before = served.containers()
+    assert served.answer()["changed"] is False
+    assert served.containers() == before
+
+
+def test_smoke_passes_on_what_up_brought_up(served: Project, tmp_path: Path) -> None:
+    smoke = served.script("smoke", "--json", "--junit", str(tmp_path / "smoke.xml"))
+    assert smoke.returncode == 0, smoke.stdout + smoke.stderr
+    assert (tmp_path / "smoke.xml").read_text().count("<testcase") >= 15
+
+
+def test_status_shows_each_service_and_what_the_engine_counts(served: Project) -> None:
+    status = served.script("status", "--json")
+    assert status.returncode == 0, status.stdout
+    rows = {row["service"]: row for row in json.loads(status.stdout)["services"]}
+    assert {name: row["health"] for name, row in rows.items()} == {"gateway": "healthy", "engine": "healthy"}
+    assert rows["engine"]["model"] == SELFTEST
+    assert rows["engine"]["restarts"] == 0
+    assert rows["engine"]["queued"] == 0
+    assert 0 <= rows["engine"]["kv_cache_use"] <= 1
+    assert rows["engine"]["tokens_per_s"] >= 0
+
+
+def test_logs_are_those_of_the_service_asked_for(served: Project) -> None:
+    logs = served.script("logs", "--no-follow", "--lines", "2000", "engine")
+    assert logs.returncode == 0
+    assert "Application startup complete" in logs.stdout
+    assert served.script("logs", "--no-follow", "nosuch").returncode == 3
+
+
+def test_status_of_nothing_exits_5_and_down_of_nothing_is_no_error(project: Project) -> None:
+    assert project.script("status").returncode == 5
+    assert project.script("down").returncode == 0
+
+
+def test_a_changed_line_recreates_only_what_depends_on_it_and_down_leaves_nothing(project: Project) -> None:
+    assert project.up().returncode == 0
+    first = project.containers()
+    assert project.up("--set", "GATEWAY_TIMEOUT_S=1800").returncode == 0
+    second = project.containers()
+    assert second["engine"].id == first["engine"].id
+    assert second["gateway"].id != first["gateway"].id
+    changed = project.up("--set", "GATEWAY_TIMEOUT_S=1800", "--set", "ENGINE_MAX_NUM_SEQS=4")
+    assert changed.returncode == 0, changed.stderr
+    third = project.containers()
+    assert third["engine"].id != second["engine"].id
+    assert third["gateway"].id == second["gateway"].id
+    down = project.script("down", "--volumes")
+    assert down.returncode == 0, down.stderr
+    for kind in ("container", "network", "volume"):
+        left = subprocess.run(["docker", kind, "ls", *(["--all"] if kind == "container" else []), "--quiet", "--filter",
+                               f"label=com.docker.compose.project={project.name}"], capture_output=True, text=True, check=True)
+        assert left.stdout == "", kind
+    assert not (STATE / f"{project.name}.env").exists()
+
+
+def test_bad_settings_exit_2_and_the_running_service_is_untouched(served: Project) -> None:
+    before = served.containers()
+    bad = served.up("--set", "ENGINE_MAX_NUM_SEQ=4", "--set", "ENGINE_GPU_MEMORY_UTILIZATION=1.4")
+    assert bad.returncode == 2
+    assert "ENGINE_MAX_NUM_SEQS" in bad.stderr
+    assert "1.4" in bad.stderr
+    assert served.containers() == before
+    assert served.answer()["changed"] is False
+
+
+def test_a_taken_port_exits_3_names_its_owner_and_leaves_nothing(project: Project) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        up = project.up("--set", f"GATEWAY_PORT={port}")
+    assert up.returncode == 3
+    assert str(port) in up.stderr
+    assert "python" in up.stderr
+    assert project.containers() == {}
+
+
+def test_a_second_up_at_the_same_time_is_refused(project: Project) -> None:
+    with project.deployment.locked():
+        up = project.up()
+    assert up.returncode == 3
+    assert "being changed by process" in up.stderr
+
+
+def test_the_daemon_away_exits_3(project: Project, tmp_path: Path) -> None:
+    import os
+    up = project.script("up", "--profile", "cpu", env=os.environ | {"DOCKER_HOST": f"unix://{tmp_path}/none.sock"})
+    assert up.returncode == 3
+    assert "none.sock" in up.stderr
+
+
+def test_plain_compose_runs_a_handed_over_env_file(project: Project, tmp_path: Path) -> None:
+    from bundle.daemon import client_environment
+    file = tmp_path / "handoff.env"
+    check = project.script("check", "--profile", "cpu", "--set", "GATEWAY_PORT=0", "--flatten", str(file))
+    assert check.returncode == 0, check.stderr
+    up = subprocess.run(["docker", "compose", "--env-file", str(file), "up", "--detach", "--wait"], capture_output=True, text=True, check=False,
+                        timeout=600, cwd=ROOT, env=client_environment())
+    assert up.returncode == 0, up.stderr
+    assert requests.get(f"{project.url}/v1/models", timeout=30).json()["data"][0]["id"] == SELFTEST
