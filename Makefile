@@ -2,15 +2,17 @@
 #   PROFILE=name         env/name.env               ENV_FILE="a.env b.env"   further files over it, last wins
 #   SET="KEY=VALUE …"    single values over all     PROJECT=name             another deployment beside this one
 #   JSON=1               answers for machines       FLATTEN=file             check: write the env file to hand over
+#   GPU=name             a GPU of env/gpus.yaml instead of this host's (check, doctor, fit, profiles)
 # BASE_IMAGE, BUILD_CA_BUNDLE, WHEELHOUSE and HOST_SETUP may be given here too: `make up HOST_SETUP=never`.
 PYTHON ?= python3
 .DEFAULT_GOAL := help
 
 project := $(if $(PROJECT),--project '$(PROJECT)')
 json := $(if $(JSON),--json)
+gpu := $(if $(GPU),--gpu '$(GPU)')
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(project)
 
-.PHONY: help up down restart logs status check doctor build smoke fit model test lint lock
+.PHONY: help up down restart logs status check doctor build smoke fit profiles optimizations model test lint lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,10 +33,10 @@ status:  ## one table of what runs
 	@$(PYTHON) scripts/status.py $(project) $(json)
 
 check:  ## the command line, environment and origin of every value, checked against the engine; no Docker needed
-	@$(PYTHON) scripts/check.py $(deployment) $(if $(FLATTEN),--flatten '$(FLATTEN)') $(json)
+	@$(PYTHON) scripts/check.py $(deployment) $(gpu) $(if $(FLATTEN),--flatten '$(FLATTEN)') $(json)
 
 doctor:  ## can this host run it? read-only
-	@$(PYTHON) scripts/doctor.py $(deployment) $(json)
+	@$(PYTHON) scripts/doctor.py $(deployment) $(gpu) $(json)
 
 build:  ## the images that the profile needs
 	@$(PYTHON) scripts/build.py $(deployment) $(json)
@@ -42,8 +44,11 @@ build:  ## the images that the profile needs
 smoke:  ## does the running service answer as an API client expects?
 	@$(PYTHON) scripts/smoke.py $(project) $(json)
 
-fit:  ## will the model fit the GPU? MODEL=dir GPU=name (rtx-5090, h100, …; default: what is here)
-	@$(PYTHON) scripts/fit.py $(if $(MODEL),'$(MODEL)') $(if $(GPU),--gpu '$(GPU)') $(deployment) $(json)
+profiles:  ## all profiles with the model's fit, and the one that is chosen for this host (or GPU=rtx-5090)
+	@$(PYTHON) scripts/profiles.py $(gpu) $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(json)
+
+fit:  ## will the model start, and how many tokens fit? (MODEL=dir GPU=rtx-5090)
+	@$(PYTHON) scripts/fit.py $(if $(MODEL),'$(MODEL)') $(deployment) $(gpu) $(json)
 
 model:  ## fetch a model (NAME=org/model) or check a local one (FROM=dir); WRITE=1 sets MODEL_DIR in env/site.env
 	@$(PYTHON) scripts/model.py $(if $(NAME),--name '$(NAME)') $(if $(FROM),--from '$(FROM)') $(if $(REVISION),--revision '$(REVISION)') \

@@ -47,6 +47,8 @@ AUTO_MARGIN_BYTES = 512 * 2**20
 
 LINE_LIMIT = 8192
 KILL_WAIT_S = 10
+LOADING_STOP_S = 3
+"""How long an engine that is still loading may take to stop. It has nothing to drain, and vLLM loses a SIGTERM that comes while it loads."""
 
 
 class Refused(Exception):  # noqa: N818  (it carries the messages for the operator and the exit code)
@@ -208,6 +210,8 @@ class LastError:
 
     def __init__(self) -> None:
         self.cause = self.other = self.report = ""
+        self.answering = False
+        """Whether the engine has said that its API is up."""
         self.cause_at = 0.0
         self._is_death = self._goes_on = False
         self._lock = threading.Lock()
@@ -216,6 +220,7 @@ class LastError:
         """Take note of one line."""
         text = self.COLOUR.sub("", raw[:LINE_LIMIT].decode("utf-8", "replace")).rstrip()
         prefix = self.PREFIX.match(text)
+        self.answering = self.answering or "Application startup complete" in text
         if text and prefix:
             with self._lock:
                 self._note(text[prefix.end():], prefix[1])
@@ -248,12 +253,12 @@ def pass_on(source: IO[bytes], target: int, error: LastError) -> None:
     """Copy `source` to the file descriptor `target` as it comes, until every process that writes it has gone."""
     line, writable = b"", True
     while chunk := os.read(source.fileno(), 65536):
-        # A reader of ours that has gone must not stop the engine: read on, or its next print would block for ever.
-        writable = writable and _write(target, chunk)
         *ended, line = re.split(rb"[\r\n]", line + chunk)
-        for each in ended:
+        for each in ended:  # before it is passed on: who reads that the engine answers may ask it to stop
             error.see(each)
         line = line[:LINE_LIMIT]
+        # A reader of ours that has gone must not stop the engine: read on, or its next print would block for ever.
+        writable = writable and _write(target, chunk)
     if line:
         error.see(line)
         _write(target, b"\n")  # what comes next stands in a line of its own
@@ -280,15 +285,23 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
         while engine and waiting:
             engine.send_signal(waiting.pop(0))
 
+    def kill() -> None:
+        if engine and engine.poll() is None:
+            os.killpg(engine.pid, signal.SIGKILL)
+
     def on_signal(number: int, _frame: object) -> None:
         asked.append(signal.Signals(number))
+        if not error.answering:
+            late = threading.Timer(LOADING_STOP_S, kill)
+            late.daemon = True
+            late.start()
         # vLLM knows no SIGHUP and would leave its core behind: a terminal that closes is a request to stop like any other.
         waiting.append(signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number))
         forward()
 
+    started, error = time.monotonic(), LastError()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)
-    started, error = time.monotonic(), LastError()
     # A session of its own: Ctrl-C reaches the engine once, through here, and one kill reaches all that it started.
     engine = subprocess.Popen(command, env=environment, start_new_session=True,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -370,6 +370,40 @@ def test_an_engine_that_dies_of_the_signal_it_was_sent_says_so(pod: Pod) -> None
     assert last_line(errors).startswith("entrypoint: the engine was asked to stop (SIGTERM) and died of SIGTERM after ")
 
 
+IGNORES = "signal.signal(signal.SIGTERM, lambda *_: say('ignored\\n'))\nsay('PHASE\\n')\nwhile True: time.sleep(600)"
+
+
+def impatient(pod: Pod) -> list[str]:
+    """The entrypoint with a short patience, for tests that would wait for it."""
+    text = ENTRYPOINT.read_text()
+    assert "\nLOADING_STOP_S = 3\n" in text
+    own = pod.folder / "impatient.py"
+    own.write_text(text.replace("\nLOADING_STOP_S = 3\n", "\nLOADING_STOP_S = 0.3\n"))
+    return [sys.executable, str(own)]
+
+
+def test_an_engine_that_loses_a_stop_while_it_loads_is_killed(pod: Pod) -> None:
+    pod.install(IGNORES.replace("PHASE", "loading"))
+    process = subprocess.Popen(impatient(pod), env=pod.environment({}), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pod.running.append(process)
+    read_until(process, b"loading\n")
+    process.terminate()
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "was asked to stop (SIGTERM) and died of SIGKILL" in last_line(errors)
+
+
+def test_an_engine_that_answers_is_left_to_drain(pod: Pod) -> None:
+    pod.install(IGNORES.replace("PHASE", "INFO:     Application startup complete."))
+    process = subprocess.Popen(impatient(pod), env=pod.environment({}), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pod.running.append(process)
+    read_until(process, b"complete.\n")
+    process.terminate()
+    read_until(process, b"ignored\n")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.5)
+
+
 def test_every_further_signal_is_passed_on_once(pod: Pod) -> None:
     pod.install("count = 0\n" + WAITS.replace("EXIT", "global count; count += 1; count == 3 and sys.exit(0)"))
     process = pod.start()
