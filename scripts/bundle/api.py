@@ -119,7 +119,9 @@ class Server:
         try:
             reply = self.request("GET", "/v1/models")
         except ServerError as error:
-            raise NotReadyError(str(error), fix="is it up, and is the address right? `make status` shows this bundle's") from error
+            fix = "--ca-file FILE names the authority, or the self-signed certificate, to trust" if " TLS: " in str(error) \
+                else "is it up, and is the address right (https where it has a certificate)? `make status` shows this bundle's"
+            raise NotReadyError(str(error), fix=fix) from error
         if reply.status in (401, 403):
             raise ConfigurationError(f"{self.url} {'refuses the key' if self.key else 'asks for a key'} ({reply.status})",
                                      fix="give the file that holds it: --api-key-file FILE")
@@ -286,7 +288,7 @@ def first_key(file: Path) -> str:
     try:
         lines = [line.strip() for line in file.read_text().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or 'not text'}", fix="one key per line") from error
+        raise ConfigurationError(f"{file}: cannot be read as a key file: {getattr(error, 'strerror', None) or 'not text'}") from error
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise ConfigurationError(f"{file}: no key in it", fix="one key per line")

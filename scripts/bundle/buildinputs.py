@@ -162,7 +162,8 @@ def _normal(name: str) -> str:
 
 def import_wheels(found: Mapping[Path, str]) -> str:
     """Make an image that holds the wheels, for builds to mount; its name. Old BuildKits know no other way in than an image."""
-    name = f"vllm-bundle/wheels:{hashlib.sha256(''.join(sorted(found.values())).encode()).hexdigest()[:12]}"
+    # Another name for each build, which removes it when it ends. What is in it decides what BuildKit has cached, not its name.
+    name = f"vllm-bundle/wheels:{hashlib.sha256(''.join(sorted(found.values())).encode()).hexdigest()[:12]}-{os.getpid()}"
     with console.step(f"wheels from this host: {', '.join(sorted(wheel.name for wheel in found))}"), TemporaryDirectory() as folder:
         archive = Path(folder) / "wheels.tar"
         with tarfile.open(archive, "w") as tar:

@@ -154,13 +154,19 @@ def load(target: str, *, root: Path = ROOT) -> Catalogue:
     """The catalogue of the image `target`. Raises ConfigurationError when there is none or it cannot be read."""
     path = root / "docker" / "engine" / "catalogue" / f"{target}.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        flags = {name: _flag(name, fields) for name, fields in raw["flags"].items()}
-        return Catalogue(version=raw["version"], target=raw["target"], flags=flags, environment=frozenset(raw["environment"]))
+        return parse(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError as error:
         raise ConfigurationError(f"{path}: no flag catalogue for the {target} image", fix="git checkout it, or `make build` writes it") from error
+
+
+def parse(text: str, where: str) -> Catalogue:
+    """The catalogue in `text`, which came from `where`. Raises ConfigurationError when it is none."""
+    try:
+        raw = json.loads(text)
+        flags = {name: _flag(name, fields) for name, fields in raw["flags"].items()}
+        return Catalogue(version=raw["version"], target=raw["target"], flags=flags, environment=frozenset(raw["environment"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigurationError(f"{path}: not a flag catalogue ({error})", fix="git checkout it, or `make build` writes it") from error
+        raise ConfigurationError(f"{where}: not a flag catalogue ({error})", fix="git checkout it, or `make build` writes it") from error
 
 
 def env_key(name: str) -> str:

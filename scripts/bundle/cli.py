@@ -17,6 +17,10 @@ def add_json(to: argparse.ArgumentParser) -> None:
     to.add_argument("--json", action="store_true", help="the answer as JSON on stdout")
 
 
+def add_gpu(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--gpu", metavar="NAME", default="", help="a GPU of env/gpus.yaml, such as rtx-5090 (default: this host's)")
+
+
 def add_project(to: argparse.ArgumentParser) -> None:
     to.add_argument("--project", metavar="NAME", help="Compose project (default: HOST_PROJECT of the env files)")
 

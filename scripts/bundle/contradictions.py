@@ -6,15 +6,14 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from bundle import devices
 from bundle.catalogue import PREFIX, Catalogue, parse_number
+from bundle.devices import GIB
 from bundle.envfile import Entry, Problem
 from bundle.hostkeys import size_bytes
 
 ENGINE_ADDRESS = {"ENGINE_HOST": "0.0.0.0", "ENGINE_PORT": "8000"}  # noqa: S104  (inside its container; the gateway alone publishes)
 """Where the gateway reaches the engine: fixed in compose.yaml and in the gateway's configuration."""
-
-# What CUDA sees of an RTX 5090, and what is free of it at start without a desktop, in GiB: public logs of its users.
-RTX_5090_TOTAL_GIB, RTX_5090_FREE_GIB = 31.36, 30.86
 
 CPU_ENGINE_GIB = 3.0
 """Peak of a start of the CPU engine without its KV cache (measured: 2.3 to 2.9)."""
@@ -103,13 +102,13 @@ def _metrics(values: _Values) -> Iterator[Finding]:
 
 def _gpu_memory(values: _Values) -> Iterator[Finding]:
     share = values.number("ENGINE_GPU_MEMORY_UTILIZATION")
-    if share is None:
-        return
-    if "ENGINE_KV_CACHE_MEMORY_BYTES" in values:
+    if "ENGINE_GPU_MEMORY_UTILIZATION" in values and "ENGINE_KV_CACHE_MEMORY_BYTES" in values:
         yield "ENGINE_GPU_MEMORY_UTILIZATION", "not used: ENGINE_KV_CACHE_MEMORY_BYTES sizes the cache. Delete one of the two lines.", "warning"
-    elif values.cuda and (wanted := share * RTX_5090_TOTAL_GIB) > RTX_5090_FREE_GIB:
-        yield ("ENGINE_GPU_MEMORY_UTILIZATION", f"{share:g} × {RTX_5090_TOTAL_GIB} GiB = {wanted:.2f} GiB is more than the {RTX_5090_FREE_GIB} GiB "
-               "that are free on an RTX 5090 at start: vLLM would not start there. At most 0.98 without a desktop; try 0.93.", "warning")
+    elif share is not None and values.cuda and devices.refusal(card := devices.find("rtx-5090"), share):
+        total, free = card.total / GIB, card.free / GIB
+        yield ("ENGINE_GPU_MEMORY_UTILIZATION", f"{share:g} × {total:.2f} GiB = {share * total:.2f} GiB is more than the {free:.2f} GiB that are "
+               f"free on an RTX 5090 at start: vLLM would not start there. At most {int(free / total * 100) / 100:g} without a desktop; "
+               "use auto, or try 0.93.", "warning")
 
 
 def _container_memory(values: _Values) -> Iterator[Finding]:

@@ -1,7 +1,8 @@
 """The memory that an engine finds on a GPU: of this host's, or of one that only its name is known of (env/gpus.yaml)."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,34 @@ def names(root: Path = ROOT) -> list[str]:
     return list(_table(root))
 
 
+def seen(card: gpu.Gpu, *, root: Path = ROOT) -> Device:
+    """A GPU of this host's as an engine that starts now would find it."""
+    total, how = round(card.total_mib * VISIBLE_SHARE) << 20, f"the driver's total less {1 - VISIBLE_SHARE:.1%}, which CUDA usually does not show"
+    try:
+        known = _named(card.name, root)
+        total, how = known.total, f"{known.name} in env/gpus.yaml: {known.source}"
+    except ConfigurationError:
+        pass
+    free = max(0, min(total, card.free_mib << 20) - CONTEXT_BYTES)
+    return Device(name=card.name, total=total, free=free, capability=card.compute_capability,
+                  source=f"nvidia-smi: {card.free_mib / 1024:.2f} GiB free, less {CONTEXT_BYTES / GIB:g} for vLLM's own context; total: {how}")
+
+
+def idle(device: Device) -> Device:
+    """`device` with nothing else running on it."""
+    free = device.total - CONTEXT_BYTES
+    return replace(device, free=free, source=f"{device.source}; taken as idle") if free > device.free else device
+
+
+def refusal(device: Device, share: float) -> str:
+    """Why vLLM would not start on `device` with `share` of its memory, with the arithmetic; "" when it would."""
+    wanted = ceil(device.total * share)
+    if wanted <= device.free:
+        return ""
+    return (f"{wanted / GIB:.2f} GiB are wanted of {device.total / GIB:.2f}, and {device.free / GIB:.2f} are free at start: "
+            'vLLM raises "Free memory on device … is less than desired GPU memory utilization"')
+
+
 def _named(name: str, root: Path) -> Device:
     table = _table(root)
     for key, entry in table.items():
@@ -62,16 +91,7 @@ def _detected(root: Path, host: Host) -> Device:
     found = gpu.read(host)
     if not found.gpus:
         raise PrerequisiteError(f"no GPU to look at: {found.error}", fix=f"name one: --gpu {' | '.join(_table(root))}")
-    card = min(found.gpus, key=lambda one: one.free_mib)
-    total, how = round(card.total_mib * VISIBLE_SHARE) << 20, f"the driver's total less {1 - VISIBLE_SHARE:.1%}, which CUDA usually does not show"
-    try:
-        known = _named(card.name, root)
-        total, how = known.total, f"{known.name} in env/gpus.yaml: {known.source}"
-    except ConfigurationError:
-        pass
-    free = max(0, min(total, card.free_mib << 20) - CONTEXT_BYTES)
-    return Device(name=card.name, total=total, free=free, capability=card.compute_capability,
-                  source=f"nvidia-smi: {card.free_mib / 1024:.2f} GiB free, less {CONTEXT_BYTES / GIB:g} for vLLM's own context; total: {how}")
+    return seen(min(found.gpus, key=lambda one: one.free_mib), root=root)
 
 
 def _table(root: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from bundle.contradictions import CPU_ENGINE_GIB
 from bundle.devices import GIB, Device
 from bundle.errors import ConfigurationError
 from bundle.fitrequest import AUTO, Request, requested
+from bundle.hostfacts import Host
 from bundle.kvcache import Cache, cell_bytes
 from bundle.modelshape import Model
 from bundle.settings import Settings
@@ -88,15 +89,21 @@ def of(settings: Settings, directory: Path, *, gpu: str = "", measured_overhead:
     a value that is wrong, no such GPU, a model that is not there or damaged.
     """
     request = requested(settings, overhead=measured_overhead)
-    if request.target == "cpu" and gpu:
+    return estimate(modelshape.read(directory), request, device_of(settings, gpu))
+
+
+def device_of(settings: Settings, gpu: str = "", host: Host | None = None) -> Device | None:
+    """The GPU called `gpu`, or this host's, for an engine with `settings`; None for the CPU engine. Raises as `of` does."""
+    if settings.image_target != "cpu":
+        return devices.find(gpu, root=settings.root, host=host)
+    if gpu:
         raise ConfigurationError(f"--gpu {gpu}: profile {settings.profile} runs on the CPU", fix="choose a profile with IMAGE_TARGET=cuda")
-    model = modelshape.read(directory)
-    return estimate(model, request, None if request.target == "cpu" else devices.find(gpu, root=settings.root))
+    return None
 
 
 def most_that_starts(device: Device) -> float:
     """ENGINE_GPU_MEMORY_UTILIZATION=auto: (free - margin) / total, rounded down to a thousandth."""
-    return max(0, (device.free - AUTO_MARGIN_BYTES) * 1000 // device.total) / 1000
+    return max(0, (device.free - AUTO_MARGIN_BYTES) * 1000 // max(1, device.total)) / 1000
 
 
 def estimate(model: Model, request: Request, device: Device | None) -> Estimate:
@@ -112,8 +119,8 @@ def estimate(model: Model, request: Request, device: Device | None) -> Estimate:
         memory = budget - on_gpu - sum(parts.values())
     cache = _cache(model, request, in_flight=tokens * (2 if request.async_scheduling else 1))
     length, limit = _length(model, request, cache, memory)
-    sums = _Sums(request=request, device=device, cache=cache, on_gpu=on_gpu, overhead=sum(parts.values()), budget=budget, memory=memory,
-                 length=length)
+    sums = _Sums(request=request, device=device, cache=cache, on_gpu=on_gpu, overhead=sum(parts.values()), share=share, budget=budget,
+                 memory=memory, length=length)
     return Estimate(
         model=model, request=request, device=device, weights_bytes=sum(size for _, size in weights.values()), weights_gpu_bytes=on_gpu,
         overhead=parts, kv_bytes_per_token=cache.token_bytes, kv_bytes=max(0, memory), kv_tokens=cache.tokens(memory, length),
@@ -133,15 +140,15 @@ class _Sums:
     cache: Cache
     on_gpu: int
     overhead: int
+    share: float | None
     budget: int
     memory: int
     length: int
 
     def problems(self) -> Iterator[str]:
         device = self.device
-        if device and device.free < self.budget:
-            yield (f"{gib(self.budget)} GiB are wanted of {gib(device.total)}, and {gib(device.free)} are free at start: "
-                   'vLLM raises "Free memory on device … is less than desired GPU memory utilization"')
+        if device and self.share is not None and (refusal := devices.refusal(device, self.share)):
+            yield refusal
         if self.memory <= 0:
             yield (f"weights {gib(self.on_gpu)} GiB and overhead {gib(self.overhead)} GiB (estimate) leave nothing of {gib(self.budget)} GiB "
                    "for the KV cache")

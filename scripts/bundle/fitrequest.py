@@ -65,8 +65,7 @@ def requested(settings: Settings, *, overhead: int | None = None) -> Request:
     names = {key: flag.name if (flag := flags.find(key)) else key for key in settings.entries}
     values = {names[key]: entry.value for key, entry in settings.entries.items() if entry.value}
     share, length = values.get("--gpu-memory-utilization", ""), values.get("--max-model-len", "")
-    wrong = [str(problem) for problem in settings.errors if (name := names.get(problem.key, problem.key)) in (*_FLAGS, *_KEYS)
-             and not (name == "--gpu-memory-utilization" and share == AUTO)]
+    wrong = [str(problem) for problem in settings.errors if names.get(problem.key, problem.key) in (*_FLAGS, *_KEYS)]
     if wrong:
         raise ConfigurationError("\n".join(wrong))
     if values.get("--pipeline-parallel-size", "1") != "1":

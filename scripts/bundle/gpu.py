@@ -60,9 +60,8 @@ def read(host: Host) -> Nvidia:
     return Nvidia(driver=rows[0][5], gpus=tuple(_gpu(row) for row in rows), card=True)
 
 
-def checks(docker: Docker, host: Host, *, count: int, share: float, running: bool) -> Iterator[Check]:
-    """Can `count` GPUs carry an engine that asks for `share` of each one's memory (0: not said)? `running`: it holds them already."""
-    nvidia = read(host)
+def checks(docker: Docker, host: Host, nvidia: Nvidia, *, count: int) -> Iterator[Check]:
+    """Can `count` GPUs carry an engine? All but their memory, which is fit's arithmetic."""
     if not nvidia.driver:
         found = "an NVIDIA card without a driver" if nvidia.card else "no NVIDIA GPU for a GPU profile"
         yield fail("gpu driver", f"{found} ({nvidia.error})", _NO_GPU)
@@ -75,7 +74,6 @@ def checks(docker: Docker, host: Host, *, count: int, share: float, running: boo
         yield fail("gpu", f"the driver lists none: {nvidia.error}", "install nvidia-smi (it comes with the driver); after a driver update, reboot")
     else:
         yield _cards(nvidia.gpus, count)
-        yield _memory(nvidia.gpus[:count], share, running=running)
     yield _in_containers(docker, host)
 
 
@@ -88,20 +86,6 @@ def _cards(gpus: Sequence[Gpu], count: int) -> Check:
     if any(card.compute_capability[0] != TARGET_CAPABILITY for card in used):
         return warn("gpu", found, f"made for compute capability {TARGET_CAPABILITY}.x: kernels that only other cards use are not in the image")
     return ok("gpu", found)
-
-
-def _memory(gpus: Sequence[Gpu], share: float, *, running: bool) -> Check:
-    tightest = min(gpus, key=lambda card: card.free_mib - share * card.total_mib)
-    free, total = tightest.free_mib / 1024, tightest.total_mib / 1024
-    found = f"{free:.1f} GiB free of {total:.1f} on GPU {tightest.index}"
-    if running:
-        return ok("gpu memory", f"{found}; this project is running")
-    if free < share * total:
-        # vLLM checks the same at start, after the minute that it takes to get there.
-        possible = int(free / total * 100) / 100
-        return fail("gpu memory", f"{found}; ENGINE_GPU_MEMORY_UTILIZATION={share:g} asks for {share * total:.1f}",
-                    f"end what uses it (nvidia-smi lists it), or set ENGINE_GPU_MEMORY_UTILIZATION={possible:g} or less")
-    return ok("gpu memory", found)
 
 
 def _in_containers(docker: Docker, host: Host) -> Check:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle import catalogue, gpu, modelfiles, ports, secretfiles
+from bundle import catalogue, fitcheck, gpu, modelfiles, ports, secretfiles
 from bundle.checklist import Check, fail, ok, warn
 from bundle.errors import ConfigurationError
 from bundle.hostfacts import MIN_COMPOSE, MIN_ENGINE, Docker, Host, version
 from bundle.hostkeys import HOST_KEYS, size_bytes
 from bundle.modelfiles import Fault
-from bundle.settings import MODEL_IN_CONTAINER, Settings
+from bundle.rules import AUTO
+from bundle.settings import Settings
 
 ENGINE_UID = 2000
 GATEWAY_UID = 2001
@@ -36,8 +37,8 @@ class Needs:
     port: int = 0
     memory: int = 0
     gpus: int = 1
-    gpu_share: float = 0.0
-    """Part of a GPU's memory that the engine asks for; 0 where it is given a number of bytes instead."""
+    gpu_share: float | None = 0.0
+    """Part of a GPU's memory that the engine asks for; 0 where it is given a number of bytes instead, None for auto."""
     model_dir: Path | None = None
     model: str = ""
     weights: bool = True
@@ -61,7 +62,7 @@ class Needs:
             memory=size_bytes(good("HOST_ENGINE_MEMORY") or "0b"),
             gpus=int(good("HOST_GPU_COUNT") or 1),
             gpu_share=_gpu_share(settings, target),
-            model_dir=_model_dir(settings),
+            model_dir=fitcheck.model_folder(settings),
             model=settings.value("ENGINE_MODEL"),
             weights=settings.value("ENGINE_LOAD_FORMAT") != "dummy",
             tokenizer=not settings.value("ENGINE_TOKENIZER") and settings.value("ENGINE_SKIP_TOKENIZER_INIT") != "true",
@@ -82,10 +83,13 @@ def examine(needs: Needs, host: Host) -> list[Check]:
     if docker.remote:
         elsewhere = f"not looked at: the daemon at {docker.address} has another machine's"
         return [*found, warn("memory, disk, port, gpu, files", elsewhere, "run `make doctor` there")]
-    running = _running(needs, docker, host)
+    running = is_running(needs.project, docker, host)
     found += [_memory(needs, docker, host, running=running), _disk(needs, docker, host), _port(needs, host)]
     if needs.target == "cuda":
-        found += gpu.checks(docker, host, count=needs.gpus, share=needs.gpu_share, running=running)
+        nvidia = gpu.read(host)
+        found += gpu.checks(docker, host, nvidia, count=needs.gpus)
+        if cards := nvidia.gpus[:needs.gpus]:
+            found += [fitcheck.memory(cards, needs.gpu_share, running=running)]
     else:
         found += [ok("gpu", "not needed by a CPU profile")]
     return [*found, _model(needs), *_secrets(needs)]
@@ -230,23 +234,18 @@ def _fault(name: str, faults: list[Fault]) -> Check | None:
     return fail(name, "; ".join(fault.found for fault in faults), "; ".join(dict.fromkeys(fault.fix for fault in faults)))
 
 
-def _running(needs: Needs, docker: Docker, host: Host) -> bool:
-    if docker.error or not needs.project:
+def is_running(project: str, docker: Docker, host: Host) -> bool:
+    """Whether a container of `project` runs: what it holds of the host is its own."""
+    if docker.error or not project:
         return False
-    return bool(host.run("docker", "ps", "--quiet", "--filter", f"label={ports.PROJECT_LABEL}={needs.project}").stdout.strip())
+    return bool(host.run("docker", "ps", "--quiet", "--filter", f"label={ports.PROJECT_LABEL}={project}").stdout.strip())
 
 
-def _model_dir(settings: Settings) -> Path | None:
-    """The folder that the engine reads: MODEL_DIR, or one in it where a folder of models is mounted and ENGINE_MODEL names one."""
-    mounted, model = settings.model_dir, settings.value("ENGINE_MODEL")
-    if mounted and model.startswith(MODEL_IN_CONTAINER + "/"):
-        return mounted / model.removeprefix(MODEL_IN_CONTAINER + "/")
-    return mounted
-
-
-def _gpu_share(settings: Settings, target: str) -> float:
+def _gpu_share(settings: Settings, target: str) -> float | None:
     if settings.value("ENGINE_KV_CACHE_MEMORY_BYTES"):
         return 0.0
+    if settings.value("ENGINE_GPU_MEMORY_UTILIZATION") == AUTO:
+        return None
     try:
         flag = catalogue.load(target, root=settings.root).find("ENGINE_GPU_MEMORY_UTILIZATION")
         return float(settings.value("ENGINE_GPU_MEMORY_UTILIZATION") or (flag and flag.default) or 0)

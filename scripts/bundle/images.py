@@ -91,6 +91,7 @@ def wanted(settings: Settings) -> tuple[Image, ...]:
 def ensure(settings: Settings, *, force: bool = False) -> list[Built]:
     """Build every image of the deployment that is missing or stale (all, with `force`).
 
+    `force` also leaves the layers of earlier builds aside: that is how the distribution's security updates arrive.
     Raises ConfigurationError when a build knob is wrong, PrerequisiteError when there is no base image or a build fails.
     """
     images = wanted(settings)
@@ -98,20 +99,20 @@ def ensure(settings: Settings, *, force: bool = False) -> list[Built]:
     if not any(reasons.values()):
         return [Built(image=image, seconds=0) for image in images]
     done = []
-    with _prepared(settings, next(image.lock for image in images if image.lock), wheels=bool(reasons["engine"])) as knobs:
+    with _prepared(settings, next(image.lock for image in images if image.lock), wheels=bool(reasons["engine"])) as (env_file, knobs):
         for image in images:
             seconds = 0.0
             if reason := reasons[image.service]:
                 console.note(f"· build {image.name}: {reason}")
-                seconds = _build(settings, image, knobs)
+                seconds = _build(settings, image, env_file, knobs, force=force)
                 console.note(f"✓ build {image.name} {seconds:.1f}s, {size(image.name) / 1e9:.2f} GB")
             done.append(Built(image=image, seconds=seconds))
     return done
 
 
 @contextmanager
-def _prepared(settings: Settings, lock: Path, *, wheels: bool) -> Iterator[dict[str, str]]:
-    """The variables that compose.yaml's build sections take, and for as long as the block runs the files behind them."""
+def _prepared(settings: Settings, lock: Path, *, wheels: bool) -> Iterator[tuple[Path, dict[str, str]]]:
+    """An env file of the deployment and the variables of compose.yaml's build sections; the files behind them last as long as the block."""
     authorities = buildinputs.authorities(settings)
     pip = buildinputs.pip_configuration()
     found = buildinputs.wheels(settings, pip, lock) if wheels else {}
@@ -130,18 +131,22 @@ def _prepared(settings: Settings, lock: Path, *, wheels: bool) -> Iterator[dict[
         env_file = Path(folder) / "build.env"
         env_file.write_text(settings.flatten(str(env_file.relative_to(ROOT))))
         try:
-            yield {**knobs, "COMPOSE_ENV_FILES": str(env_file)}
+            yield env_file, knobs
         finally:
             if found:
                 shell.run(["docker", "image", "rm", knobs["BUILD_WHEELS"]], timeout_s=60, env=daemon.client_environment(), failure=None)
 
 
-def _build(settings: Settings, image: Image, knobs: Mapping[str, str]) -> float:
+def _build(settings: Settings, image: Image, env_file: Path, knobs: Mapping[str, str], *, force: bool) -> float:
     """Run one build, show its steps, keep its log; the seconds it took. Raises PrerequisiteError with the log's end."""
     log = STATE / f"build-{settings.image_target if image.service == 'engine' else image.service}.log"
-    environ = {**daemon.client_environment(), **knobs, "BUILD_SOURCE": image.source, "BUILD_LOCK": _lock_digest(image)}
-    argv = ["docker", "compose", "--file", str(ROOT / "compose.yaml"), "--env-file", environ.pop("COMPOSE_ENV_FILES"), "--progress", "plain",
-            "build", image.service]
+    # The daemon's own builder: another one that the operator may have chosen does not see the images that are on this host.
+    builder = shell.run(["docker", "context", "show"], timeout_s=60, env=daemon.client_environment()).stdout.strip()
+    environ = {"BUILDX_BUILDER": builder, **daemon.client_environment(), **knobs, "BUILD_SOURCE": image.source, "BUILD_LOCK": _lock_digest(image),
+               "DOCKER_BUILDKIT": "1"}
+    # Compose labels the image with the project, and every container of the image inherits that: it must not pass for one of a deployment.
+    argv = ["docker", "compose", "--file", str(ROOT / "compose.yaml"), "--env-file", str(env_file), "--project-name", "vllm-bundle-images",
+            "--progress", "plain", "build", *(["--no-cache"] if force else []), image.service]
     started = time.monotonic()
     progress = Progress()
     with log.open("w") as kept, subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",

@@ -5,9 +5,10 @@ import shlex
 import time
 from collections.abc import Mapping
 
-from bundle import console, diagnosis, fit, fitcheck, host, hostsetup, images
+from bundle import console, diagnosis, fitcheck, host, hostsetup, images
 from bundle.deployment import Container, Deployment
 from bundle.errors import NotReadyError, PrerequisiteError
+from bundle.fit import Estimate
 from bundle.settings import Settings
 
 TAIL_LINES = 30
@@ -32,8 +33,8 @@ def up(settings: Settings) -> dict[str, object]:
         deployment.compose("up", "--detach", "--no-build", "--remove-orphans", failure=PrerequisiteError)
         changed = _ids(deployment.containers()) != _ids(before)
         _wait_until_ready(deployment, before, settings.ready_timeout_s)
-        if expected and changed:
-            _compare(deployment, expected)
+        if expected and changed and (line := fitcheck.compared(expected, _engine_log(deployment))):
+            console.note(f"fit: {line}")
     return answer(deployment, settings) | {"changed": changed}
 
 
@@ -95,7 +96,7 @@ def _preflight(settings: Settings) -> None:
                                 fix="\n       ".join(c.fix for c in failed))
 
 
-def _expected(settings: Settings, *, running: bool) -> fit.Estimate | None:
+def _expected(settings: Settings, *, running: bool) -> Estimate | None:
     """What the engine should find in memory, said before the start where it looks too small; None where no model is known."""
     found = fitcheck.look(settings, idle=running)
     if found.estimate and not found.estimate.starts:
@@ -104,14 +105,8 @@ def _expected(settings: Settings, *, running: bool) -> fit.Estimate | None:
     return found.estimate
 
 
-def _compare(deployment: Deployment, expected: fit.Estimate) -> None:
-    """One line about how far off the estimate was from what the engine found."""
-    engine = deployment.containers()["engine"]
-    differences = fit.compare(expected, deployment.log(engine, since_start=True))
-    if differences:
-        console.note("estimate and engine: " + ", ".join(
-            f"{one.what} {one.estimated:,.4g} and {one.measured:,.4g} {one.unit} ({one.error_percent:+.1f} %)" if one.unit != "tokens" else
-            f"{one.what} {one.estimated:,.0f} and {one.measured:,.0f} tokens ({one.error_percent:+.1f} %)" for one in differences))
+def _engine_log(deployment: Deployment) -> str:
+    return deployment.log(deployment.containers()["engine"], since_start=True)
 
 
 def _wait_until_ready(deployment: Deployment, before: Mapping[str, Container], limit_s: float) -> None:

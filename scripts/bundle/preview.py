@@ -4,17 +4,18 @@ import shlex
 from dataclasses import asdict
 
 from bundle import console
+from bundle.fitcheck import Fit
 from bundle.settings import Settings
 
 
-def as_json(settings: Settings) -> dict[str, object]:
-    """The deployment and its problems for machines."""
+def as_json(settings: Settings, fit: Fit) -> dict[str, object]:
+    """The deployment, its problems and the fit of its model (null where none is computed) for machines."""
     return {"profile": settings.profile, "argv": list(settings.argv), "environment": dict(settings.environment), "origin": settings.origin,
-            "problems": [asdict(problem) for problem in settings.problems]}
+            "problems": [asdict(problem) for problem in settings.problems], "fit": fit.as_json()}
 
 
-def show(settings: Settings) -> None:
-    """The command line, the environment, the origin of every value and the verdicts on stdout; warnings on stderr."""
+def show(settings: Settings, fit: Fit) -> None:
+    """The command line, the environment, the origin of every value, the verdicts and the fit on stdout; warnings on stderr."""
     console.result(f"# profile {settings.profile}: the engine's command line")
     console.result(command(settings.argv))
     console.result("\n# the engine's environment")
@@ -26,7 +27,13 @@ def show(settings: Settings) -> None:
         console.result("\n# the optimizations that are on, and what they do")
     for verdict in settings.verdicts:
         console.result(f"{verdict.verdict:9}  {verdict.entry.key}={verdict.entry.value}")
-        console.result(f"{'':9}  {verdict.reason}" + (f". Use {verdict.successor}" if verdict.successor else ""))
+        instead = verdict.successor or ("nothing" if verdict.verdict == "inert" else "")
+        console.result(f"{'':9}  {verdict.reason}" + (f". Use {instead}" if instead else ""))
+    if fit.estimate:
+        console.result("\n# will it fit?")
+        fit.show()
+    elif settings.model_dir and fit.unknown:
+        console.warn(f"fit is not computed: {fit.unknown}" + (f"; {fit.fix}" if fit.fix else ""))
     for problem in settings.warnings:
         console.warn(str(problem))
 

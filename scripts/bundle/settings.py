@@ -3,11 +3,11 @@
 import argparse
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bundle import ROOT, catalogue, console, contradictions, envfile, profiles, verdicts
+from bundle import ROOT, catalogue, console, contradictions, devices, envfile, profiles, verdicts
 from bundle.envfile import Entry, Problem
 from bundle.errors import ConfigurationError
 from bundle.hostkeys import FROM_ENVIRONMENT, HOST_KEYS
@@ -141,8 +141,8 @@ class _Layer:
 
 
 def load(profile: str | None, env_files: Sequence[str | Path] = (), sets: Sequence[str] = (), *, root: Path = ROOT,
-         environ: Mapping[str, str] | None = None) -> Settings:
-    """The deployment of `profile` (None: chosen for this host) with `env_files` and `sets` (KEY=VALUE) laid over it.
+         environ: Mapping[str, str] | None = None, gpu: str = "") -> Settings:
+    """The deployment of `profile` (None: chosen for the GPU called `gpu`, or this host's) with `env_files` and `sets` (KEY=VALUE) laid over it.
 
     A flattened file among `env_files` stands alone: base, profile and site are not read then. Everything wrong with a value
     is in `problems`; raises ConfigurationError only where there is nothing to look at: no such profile, no flag catalogue.
@@ -156,7 +156,8 @@ def load(profile: str | None, env_files: Sequence[str | Path] = (), sets: Sequen
             problems.append(_problem(named, f"this file is a whole deployment, and the profile {profile} was asked for. Leave one of the two out."))
         marker = named
     else:
-        marker = Entry(key="HOST_PROFILE", value=profile or _chosen(), file="--profile" if profile else "chosen for this host", line=0)
+        chosen = profile or _chosen(lambda name: load(name, env_files, sets, root=root, environ=environ), root, gpu)
+        marker = Entry(key="HOST_PROFILE", value=chosen, file="--profile" if profile else f"chosen for {gpu or 'this host'}", line=0)
         layers = [*_own_layers(marker.value, root, os.environ if environ is None else environ), *extra]
     layers = [*layers, _assignments(sets, "--set")]
     entries: dict[str, Entry] = {}
@@ -172,7 +173,7 @@ def load(profile: str | None, env_files: Sequence[str | Path] = (), sets: Sequen
 def load_options(options: argparse.Namespace) -> Settings:
     """`load` with what `cli.add_deployment` parsed."""
     project = [f"HOST_PROJECT={options.project}"] if options.project else []
-    return load(options.profile, options.env_file, [*options.sets, *project])
+    return load(options.profile, options.env_file, [*options.sets, *project], gpu=getattr(options, "gpu", ""))
 
 
 def declared() -> frozenset[str]:
@@ -208,10 +209,14 @@ def _problem(entry: Entry, message: str) -> Problem:
     return Problem(file=entry.file, line=entry.line, key=entry.key, message=message)
 
 
-def _chosen() -> str:
-    profile, why = profiles.default_profile()
-    console.note(f"profile {profile}: {why}; choose another with PROFILE=NAME (--profile NAME)")
-    return profile
+def _chosen(loaded: Callable[[str], Settings], root: Path, gpu: str) -> str:
+    from bundle import fitcheck  # which needs settings to look at
+
+    device = devices.find(gpu, root=root) if gpu else None
+    choice = profiles.default_profile(lambda name, on: fitcheck.starts(loaded(name), on), device=device, root=root)
+    others = ", ".join(name for name in profiles.names(root) if name != choice.profile)
+    console.note(f"profile {choice.profile}: {choice.why}; choose another with PROFILE=NAME (--profile NAME): {others}")
+    return choice.profile
 
 
 def _own_layers(profile: str, root: Path, environ: Mapping[str, str]) -> list[_Layer]:

@@ -1,7 +1,7 @@
 """What each optimization is worth: the records of env/optimizations.yaml, and which of them a deployment turns on."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,8 @@ class Record:
     reason: str
     evidence: str
     read_by: str
+    readers: Sequence[str] = ()
+    """Files that hold the variable's name, as patterns of the end of their paths."""
     reference: str
     seed: str = ""
     value: str = ""

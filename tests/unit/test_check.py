@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bundle import ROOT, preview
+from support import modelfolder
 from support.bad_inputs import BAD
 
 
@@ -24,7 +25,8 @@ def test_json_has_exactly_these_keys() -> None:
     done = check("--profile", "throughput", "--json", "--set", "ENGINE_GPU_MEMORY_UTILIZATION=0.99")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert sorted(answer) == ["argv", "environment", "origin", "problems", "profile"]
+    assert sorted(answer) == ["argv", "environment", "fit", "origin", "problems", "profile"]
+    assert answer["fit"] is None
     assert answer["profile"] == "throughput"
     assert answer["argv"][:2] == ["vllm", "serve"]
     assert answer["environment"]["CUDA_CACHE_MAXSIZE"] == "2147483648"
@@ -112,3 +114,59 @@ def test_wrong_usage_exits_2(arguments: tuple[str, ...]) -> None:
 
 def test_a_word_with_blanks_stays_one_word() -> None:
     assert preview.command(("vllm", "serve", "/m", "--x", "a b", "--y", "1", "2")) == "vllm serve /m \\\n  --x 'a b' \\\n  --y 1 2"
+
+
+# On a GPU that is named
+
+def test_the_seeds_099_is_refused_on_a_5090_with_its_arithmetic() -> None:
+    done = check("--profile", "throughput", "--gpu", "rtx-5090", "--set", "ENGINE_GPU_MEMORY_UTILIZATION=0.99")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert ("--set: ENGINE_GPU_MEMORY_UTILIZATION: on rtx-5090: 31.05 GiB are wanted of 31.36, and 30.86 are free at start: vLLM raises "
+            '"Free memory on device … is less than desired GPU memory utilization". Use ENGINE_GPU_MEMORY_UTILIZATION=auto.') in done.stderr
+    assert done.stderr.count("31.05") == 1, "the warning about the same value is not said too"
+
+
+def test_auto_passes_on_a_5090_and_is_shown_as_auto() -> None:
+    done = check("--profile", "throughput", "--gpu", "rtx-5090", "--set", "ENGINE_GPU_MEMORY_UTILIZATION=auto")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--gpu-memory-utilization auto" in done.stdout
+
+
+def test_the_fit_of_a_known_model_is_shown_and_in_the_json(tmp_path: Path) -> None:
+    folder = modelfolder.folder(tmp_path / "m", modelfolder.published("qwen3-8b"))
+    arguments = ("--profile", "throughput", "--gpu", "rtx-5090", "--set", f"MODEL_DIR={folder}")
+    done = check(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "# will it fit?" in done.stdout
+    fit = json.loads(check(*arguments, "--json").stdout)["fit"]
+    assert (fit["parameters"], fit["starts"], fit["gpu"]["name"]) == (8_190_735_360, True, "rtx-5090")
+
+
+def test_a_model_that_does_not_fit_the_named_gpu_is_an_error_with_the_change_that_helps(tmp_path: Path) -> None:
+    folder = modelfolder.folder(tmp_path / "m", modelfolder.published("phi-4"))
+    done = check("--profile", "throughput", "--gpu", "rtx-4090", "--json", "--set", f"MODEL_DIR={folder}", "--set", "ENGINE_QUANTIZATION=")
+    assert done.returncode == 2
+    [problem] = json.loads(done.stdout)["problems"]
+    assert problem["message"].startswith("on rtx-4090: weights 27.31 GiB and overhead ")
+    assert "ENGINE_QUANTIZATION=fp8_per_tensor" in problem["message"]
+
+
+def test_a_known_model_without_a_gpu_to_look_at_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    folder = modelfolder.folder(tmp_path / "m", modelfolder.published("qwen3-8b"))
+    done = check("--profile", "throughput", "--set", f"MODEL_DIR={folder}")
+    assert done.returncode == 0
+    assert "fit is not computed: no GPU to look at" in done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "said"), [(("--profile", "cpu", "--gpu", "rtx-5090"), "runs on the CPU"),
+                                                 (("--profile", "throughput", "--gpu", "rtx-5900"), "Did you mean rtx-5090?")])
+def test_a_gpu_that_makes_no_sense_is_wrong_usage(arguments: tuple[str, ...], said: str) -> None:
+    done = check(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_without_a_profile_the_named_gpu_decides() -> None:
+    done = check("--gpu", "rtx-5090")
+    assert done.returncode == 0, done.stderr
+    assert "profile throughput: rtx-5090 (compute capability 12.0, 31.4 GiB)" in done.stderr

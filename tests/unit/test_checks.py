@@ -322,6 +322,7 @@ def test_junit_survives_anything_that_a_model_writes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [
     (["--url", "nonsense://x"], 2, "not the base URL"),
+    (["--url", ""], 2, "not the base URL"),
     (["--url", "http://127.0.0.1:1"], 4, "cannot be reached"),
     (["--url", "http://no-such-host.invalid"], 4, "cannot be reached"),
     (["--url", "{url}"], 2, "asks for a key"),

@@ -23,14 +23,37 @@ def pristine(tmp_path: Path) -> Path:
 
 
 def test_these_profiles_are_shipped() -> None:
-    assert {"cpu", "latency", "throughput"} <= set(profiles.names())
+    assert {"cpu", "latency", "long-context", "memory", "pending", "seed", "speculative", "throughput"} <= set(profiles.names())
 
 
 @pytest.mark.parametrize("profile", profiles.names())
 def test_a_shipped_profile_has_no_problem_and_nothing_that_harms(profile: str, pristine: Path) -> None:
     loaded = settings.load(profile, root=pristine, environ={})
     assert loaded.problems == ()
-    assert not [verdict for verdict in loaded.verdicts if verdict.verdict in ("inert", "harmful")]
+    wrong = {verdict.entry.key: verdict.verdict for verdict in loaded.verdicts if verdict.verdict in ("inert", "harmful")}
+    assert wrong == ({record.name: "inert" for record in PENDING if record.verdict == "inert"} if profile == "pending" else {})
+
+
+def test_the_pending_profile_turns_all_nine_on_and_six_are_inert(pristine: Path) -> None:
+    loaded = settings.load("pending", root=pristine, environ={})
+    on = [verdict for verdict in loaded.verdicts if verdict.entry.key in {record.name for record in PENDING}]
+    assert {verdict.entry.key: verdict.entry.value for verdict in on} == {record.name: record.value for record in PENDING}
+    assert len([verdict for verdict in on if verdict.verdict == "inert"]) == 6
+    assert loaded.argv[loaded.argv.index("--gpu-memory-utilization") + 1] == "auto"
+
+
+def test_the_seeds_configuration_stands_in_its_profile_line_by_line() -> None:
+    text = (ROOT / "env" / "seed.env").read_text(encoding="utf-8")
+    for flag, value in re.findall(r'"(--[a-z-]+)"(?:, "([^"-][^"]*)")?', SEED):
+        original = f'"{flag}", "{value}"' if value else f'"{flag}"'
+        assert f"# {original}" in text or f"and {original}" in text, original
+
+
+SEED = """"--model", "/app/models/hf/DeepSeek-R1-0528-Qwen3-8b", "--host", "0.0.0.0", "--port", "8005", "--tensor-parallel-size", "1",
+"--gpu-memory-utilization", "0.85", "--max-model-len", "32768", "--max-num-seqs", "512", "--max-num-batched-tokens", "65536",
+"--enable-chunked-prefill", "--enable-prefix-caching", "--disable-log-stats", "--trust-remote-code", "--download-dir", "/app/cache",
+"--dtype", "auto", "--kv-cache-dtype", "auto", "--quantization", "fp8", "--tokenizer-mode", "auto\""""
+"""The seed document's CMD."""
 
 
 def test_base_sets_every_key_of_the_bundle_that_no_profile_or_the_bundle_itself_decides() -> None:
@@ -64,14 +87,14 @@ def test_a_value_that_is_commented_out_would_be_right(name: str, pristine: Path)
     assert loaded.errors == ()
 
 
-@pytest.mark.parametrize("profile", ["latency", "throughput"])
+@pytest.mark.parametrize("profile", [name for name in profiles.names() if name != "cpu"])
 @pytest.mark.parametrize("record", PENDING, ids=lambda record: record.name)
 def test_a_gpu_profile_holds_each_pending_optimization_on_or_off_with_the_reason(profile: str, record: verdicts.Record) -> None:
     text = (ROOT / "env" / f"{profile}.env").read_text(encoding="utf-8")
     section = text[text.index("#### Pending optimizations"):]
     comment, off = re.findall(rf"^# (.*)\n(# )?{re.escape(f'{record.name}={record.value}')}$", section, re.MULTILINE)[0]
     assert ("Read by nothing; use" in comment) == (record.verdict == "inert")
-    assert off or record.verdict == "neutral"
+    assert bool(off) != (profile == "pending") or record.verdict == "neutral"
 
 
 def test_site_env_stays_out_of_git() -> None:

@@ -197,6 +197,20 @@ def test_the_overhead_of_a_public_start_is_met_and_with_it_its_kv_cache(tmp_path
     assert found.overhead_bytes / GIB == pytest.approx(72.91 - 14.96 - 56.21, abs=0.1)
 
 
+def test_a_start_that_the_estimate_was_not_fitted_to_is_met_within_five_percent(qwen3: Path) -> None:
+    """vLLM 0.26.0 on an H200 of which 30.85 GiB were free, Qwen3-8B's shape with random weights: its whole log is the data."""
+    h200 = replace(find("h200"), free=round(30.85 * GIB))
+    request = Request(target="cuda", quantization="fp8_per_tensor", max_model_len=16_384, max_num_seqs=256, max_num_batched_tokens=8192,
+                      utilization=0.20862)
+    log = (Path(__file__).parent / "data" / "start-cuda-h200-vllm-0.26.0.log").read_text(encoding="utf-8")
+    found = fit.estimate(modelshape.read(qwen3), request, h200)
+    errors = {f"{one.what}, {one.unit}": one.error_percent for one in fit.compare(found, log)}
+    assert found.starts
+    assert sorted(errors) == ["KV cache, GiB", "KV cache, tokens", "at full length, sequences", "weights, GiB"]
+    assert -5 < errors["KV cache, tokens"] < 0, "too little is the safe side"
+    assert abs(errors["weights, GiB"]) < 1.5
+
+
 @pytest.mark.parametrize(("request_", "sizes"), [
     (Request(target="cuda"), [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]),
     (Request(target="cuda", max_num_seqs=3), [1, 2, 3, 4]),

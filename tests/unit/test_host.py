@@ -354,7 +354,7 @@ def test_a_5090_with_its_driver_and_runtime_is_ok(fake: FakeHost) -> None:
     assert states(found, "ok") == set(found)
     assert found["gpu"].found == "NVIDIA GeForce RTX 5090 (12.0)"
     assert found["gpu driver"].found == "580.95.05"
-    assert found["gpu memory"].found == "31.3 GiB free of 31.8 on GPU 0"
+    assert found["gpu memory"].found == "30.85 GiB of 31.36 for an engine on GPU 0"
 
 
 def test_no_gpu_for_a_gpu_profile_fails_and_points_to_the_cpu(fake: FakeHost) -> None:
@@ -411,8 +411,8 @@ def test_gpu_memory_that_others_hold_fails_unless_this_project_holds_it(fake: Fa
     gpu_host(fake, RTX_5090.replace("32100", "20000"))
     found = look(fake, GPU_NEEDS)["gpu memory"]
     assert found.state == "fail"
-    assert found.found == "19.5 GiB free of 31.8 on GPU 0; ENGINE_GPU_MEMORY_UTILIZATION=0.9 asks for 28.7"
-    assert found.fix.endswith("ENGINE_GPU_MEMORY_UTILIZATION=0.61 or less")
+    assert found.found.startswith("GPU 0: ENGINE_GPU_MEMORY_UTILIZATION=0.9: 28.22 GiB are wanted of 31.36, and 19.03 are free at start: vLLM raises")
+    assert found.fix.endswith("set ENGINE_GPU_MEMORY_UTILIZATION=auto (now 0.59)")
     fake.docker(info=info(Runtimes=TOOLKIT), project="mine")
     assert look(fake, GPU_NEEDS)["gpu memory"].state == "ok"
 
@@ -420,7 +420,21 @@ def test_gpu_memory_that_others_hold_fails_unless_this_project_holds_it(fake: Fa
 def test_the_fullest_of_the_gpus_that_are_used_counts(fake: FakeHost) -> None:
     gpu_host(fake, RTX_5090 + RTX_5090.replace("0, NV", "1, NV").replace("32100", "1000"))
     assert look(fake, GPU_NEEDS)["gpu memory"].state == "ok"
-    assert "on GPU 1" in look(fake, replace(GPU_NEEDS, gpus=2))["gpu memory"].found
+    assert "GPU 1:" in look(fake, replace(GPU_NEEDS, gpus=2))["gpu memory"].found
+
+
+def test_the_seeds_099_is_refused_before_the_start_with_its_arithmetic(fake: FakeHost) -> None:
+    gpu_host(fake)
+    found = look(fake, replace(GPU_NEEDS, gpu_share=0.99))["gpu memory"]
+    assert found.state == "fail"
+    assert "31.05 GiB are wanted of 31.36, and 30.85 are free at start" in found.found
+
+
+def test_auto_takes_what_there_is_and_fails_where_nothing_is(fake: FakeHost) -> None:
+    gpu_host(fake)
+    assert look(fake, replace(GPU_NEEDS, gpu_share=None))["gpu memory"].found.endswith("; auto takes 0.967")
+    gpu_host(fake, RTX_5090.replace("32100", "1000"))
+    assert look(fake, replace(GPU_NEEDS, gpu_share=None))["gpu memory"].state == "fail"
 
 
 def test_without_nvidias_runtime_containers_get_no_gpu(fake: FakeHost) -> None:
@@ -547,4 +561,5 @@ def test_a_model_in_a_folder_of_models_is_the_one_that_is_looked_at() -> None:
 def test_the_engines_own_default_share_of_gpu_memory_counts_where_none_is_set() -> None:
     assert Needs.of(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_GPU_MEMORY_UTILIZATION="], environ={})).gpu_share == 0.92
     assert Needs.of(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_GPU_MEMORY_UTILIZATION=0.5"], environ={})).gpu_share == 0.5
+    assert Needs.of(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_GPU_MEMORY_UTILIZATION=auto"], environ={})).gpu_share is None
     assert Needs.of(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_KV_CACHE_MEMORY_BYTES=4G"], environ={})).gpu_share == 0

@@ -115,7 +115,7 @@ def test_flags_follow_the_model_in_the_order_of_the_files(root: Path) -> None:
 def test_the_engine_gets_its_environment_and_nothing_of_the_bundle(root: Path) -> None:
     found = load(root, "cpu", "OMP_NUM_THREADS=2", "HF_HUB_OFFLINE=1")
     assert dict(found.environment) == {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2",
-                                       "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
+                                       "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def test_a_refused_secret_is_in_nothing_that_is_shown(root: Path) -> None:
@@ -172,18 +172,18 @@ def test_a_profile_that_is_not_there_names_those_that_are(root: Path) -> None:
 @pytest.mark.parametrize(("visible", "expected"), [(True, "throughput"), (False, "cpu")])
 def test_without_a_profile_the_hardware_decides_and_the_choice_is_said(visible: bool, expected: str, root: Path, monkeypatch: pytest.MonkeyPatch,
                                                                         capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    program = tmp_path / "bin" / "nvidia-smi"
+    program, card = tmp_path / "bin" / "nvidia-smi", "0, NVIDIA GeForce RTX 5090, 12.0, 32607, 32110, 580.95.05"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\n" + ("echo 'GPU 0: NVIDIA GeForce RTX 5090 (UUID: GPU-1)'" if visible else "echo 'No devices were found'; exit 6"))
+    program.write_text("#!/bin/sh\n" + (f"echo '{card}'" if visible else "echo 'No devices were found'; exit 6"))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent))
-    monkeypatch.setattr(profiles, "Path", lambda path: tmp_path / "no-device")
     found = load(root, None)
     said = capsys.readouterr().err
     assert found.profile == found.value("HOST_PROFILE") == expected
     assert found.origin["HOST_PROFILE"] == "chosen for this host"
     assert f"profile {expected}: " in said
-    assert ("NVIDIA GeForce RTX 5090" in said) == visible
+    assert ("NVIDIA GeForce RTX 5090 (compute capability 12.0, 31.4 GiB)" in said) == visible
+    assert "latency, long-context, memory" in said
 
 
 @pytest.mark.parametrize("profile", profiles.names())
@@ -213,7 +213,8 @@ def test_a_flattened_file_stands_alone_and_means_the_same(profile: str, root: Pa
 @pytest.mark.parametrize("profile", profiles.names())
 def test_the_entrypoint_makes_the_same_command_and_environment_of_it(profile: str, root: Path, entrypoint: ModuleType) -> None:
     found = load(root, profile, "ENGINE_SERVED_MODEL_NAME=a 'b c'", "ENGINE_ENABLE_PREFIX_CACHING=false", "ENGINE_CUDAGRAPH_CAPTURE_SIZES=1 2 4",
-                 'ENGINE_LIMIT_MM_PER_PROMPT={"image": 1}', "ENGINE_ENFORCE_EAGER=true", "ENGINE_MAX_NUM_SEQS=", "OMP_NUM_THREADS=2")
+                 'ENGINE_LIMIT_MM_PER_PROMPT={"image": 1}', "ENGINE_ENFORCE_EAGER=true", "ENGINE_MAX_NUM_SEQS=", "OMP_NUM_THREADS=2",
+                 "ENGINE_MAX_CUDAGRAPH_CAPTURE_SIZE=")
     found.require()
     (root / "flat.env").write_text(found.flatten("flat.env"))
     values = entrypoint.parse_env_file(root / "flat.env")
