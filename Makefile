@@ -15,7 +15,7 @@ deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--
 .PHONY: help up down restart logs status check doctor build smoke fit profiles optimizations model test lint lock
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up:  ## check everything, build what is missing, start, and wait until the model answers
 	@$(PYTHON) scripts/up.py $(deployment) $(json)
@@ -46,6 +46,10 @@ smoke:  ## does the running service answer as an API client expects?
 
 profiles:  ## all profiles with the model's fit, and the one that is chosen for this host (or GPU=rtx-5090)
 	@$(PYTHON) scripts/profiles.py $(gpu) $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(json)
+
+optimizations:  ## what each setting is worth (VERDICT=inert, NAME=--swap-space); AUDIT=1 proves it on the built image (IMAGE=, LIBRARY=)
+	@$(PYTHON) scripts/optimizations.py $(if $(AUDIT),audit $(if $(IMAGE),--image '$(IMAGE)') $(if $(LIBRARY),--library '$(LIBRARY)'),$\
+	  $(if $(NAME),explain '$(NAME)',list $(if $(VERDICT),--verdict '$(VERDICT)'))) $(json)
 
 fit:  ## will the model start, and how many tokens fit? (MODEL=dir GPU=rtx-5090)
 	@$(PYTHON) scripts/fit.py $(if $(MODEL),'$(MODEL)') $(deployment) $(gpu) $(json)

@@ -1,6 +1,10 @@
 """Show what a deployment would run, where each value came from, and what is wrong with it. Needs no Docker, changes nothing.
 
-usage: python scripts/check.py [--profile NAME] [--env-file FILE]... [--set KEY=VALUE]... [--project NAME] [--json | --flatten [FILE]]
+usage: python scripts/check.py [--profile NAME] [--env-file FILE]... [--set KEY=VALUE]... [--project NAME] [--gpu NAME]
+                               [--json | --flatten [FILE]]
+
+--gpu rtx-5090 refuses what cannot start on that GPU, with the arithmetic. Where MODEL_DIR is set, the model's fit is shown: on the GPU that is
+named, or on this host's as if nothing else ran there.
 
 --flatten writes the whole deployment as one env file that stands alone:
     python scripts/check.py --profile cpu --flatten handoff.env && docker compose --env-file handoff.env up -d --wait
@@ -18,16 +22,20 @@ from bundle import ROOT, cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import console, preview, settings
+    from bundle import console, fitcheck, preview, settings
 
     parser = cli.parser(__doc__)
     cli.add_deployment(parser)
+    cli.add_gpu(parser)
     cli.add_json(parser)
     parser.add_argument("--flatten", metavar="FILE", nargs="?", const="-", help="write the flattened env file (no FILE: to stdout)")
     options = parser.parse_args(argv)
     chosen = settings.load_options(options)
+    fit = fitcheck.look(chosen, options.gpu)
+    if options.gpu:
+        chosen = fitcheck.held_to(chosen, fit)
     if options.json:
-        console.emit_json(preview.as_json(chosen))
+        console.emit_json(preview.as_json(chosen, fit))
         return 2 if chosen.errors else 0
     chosen.require()
     if options.flatten == "-":
@@ -37,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         Path(options.flatten).write_text(chosen.flatten(os.path.relpath(options.flatten, ROOT)), encoding="utf-8")
         console.note(f"written: {options.flatten}")
     else:
-        preview.show(chosen)
+        preview.show(chosen, fit)
     return 0
 
 

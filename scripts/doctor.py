@@ -1,8 +1,8 @@
 """Check whether this host can run the bundle, without changing anything: Docker, disk, memory, port, GPU, model and secret files.
 
-    python scripts/doctor.py [--profile NAME] [--env-file FILE]... [--set KEY=VALUE]... [--json]
+    python scripts/doctor.py [--profile NAME] [--env-file FILE]... [--set KEY=VALUE]... [--gpu NAME] [--json]
 
-One line per check: ok, warn or fail, what was found, what to do. Exit 0 when nothing fails, 3 otherwise.
+One line per check: ok, warn or fail, what was found, what to do; below, where a model is known, its fit. Exit 0 when nothing fails, 3 otherwise.
 Settings that are wrong are a failed check too (`make check` names each); the others go on with the rest.
 """
 
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import bundle.venv  # noqa: F401
-from bundle import cli, console, host
+from bundle import cli, console, fitcheck, host
 from bundle.checklist import Check
 from bundle.errors import ConfigurationError
 from bundle.host import Needs
 from bundle.hostfacts import Host
-from bundle.settings import load
+from bundle.settings import load_options
 
 _FAILED = 3
 
@@ -24,23 +24,29 @@ _FAILED = 3
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     cli.add_deployment(parser)
+    cli.add_gpu(parser)
     cli.add_json(parser)
     options = parser.parse_args(argv)
-    needs, settings = Needs(), Check(name="settings", state="ok", found="")
+    needs, settings, fit = Needs(), Check(name="settings", state="ok", found=""), fitcheck.Fit(unknown="the settings are wrong")
+    here = Host()
     try:
-        loaded = load(options.profile, options.env_file, options.sets)
+        loaded = load_options(options)
         needs = Needs.of(loaded)
         settings = replace(settings, found=f"profile {loaded.profile}")
         loaded.require()
+        fit = fitcheck.look(loaded, options.gpu, host=here, idle=host.is_running(loaded.project, here.docker(), here))
     except ConfigurationError as error:
         settings = replace(settings, state="fail", found=" ".join(error.message.split()), fix=error.fix or "`make check` shows each with its line")
     if options.project:
         needs = replace(needs, project=options.project)
-    found = [settings, *host.examine(needs, Host())]
+    found = [settings, *host.examine(needs, here), fitcheck.check(fit)]
     if options.json:
         console.emit_json([asdict(check) for check in found])
     else:
         console.table(("check", "state", "found", "what to do"), [(c.name, c.state, c.found, c.fix) for c in found])
+        if fit.estimate:
+            console.result("\n# will it fit?")
+            fit.show()
     return _FAILED if any(check.state == "fail" for check in found) else 0
 
 

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
 
     parser = cli.parser(__doc__)
     parser.add_argument("model", metavar="MODEL_DIR", nargs="?", type=Path, help="folder with config.json (default: MODEL_DIR of the env files)")
-    parser.add_argument("--gpu", metavar="NAME", default="", help="a GPU of env/gpus.yaml, such as rtx-5090 (default: this host's)")
+    cli.add_gpu(parser)
     parser.add_argument("--overhead", metavar="GIB", type=float, help="overhead that a real start has measured, instead of the estimate")
     parser.add_argument("--log", metavar="FILE", help="the engine's log (-: stdin): say how far off the estimate is")
     cli.add_deployment(parser)

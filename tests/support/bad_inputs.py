@@ -36,7 +36,7 @@ BAD = (
     _error("fraction where a whole number is due", "throughput", "ENGINE_MAX_NUM_SEQS=1.5",
            "'1.5' is not a whole number."),
     _error("not a number", "throughput", "ENGINE_GPU_MEMORY_UTILIZATION=90%",
-           "'90%' is not a number."),
+           "'90%' is not a number or auto."),
     _error("unit that is none", "throughput", "ENGINE_MAX_MODEL_LEN=16KB",
            "'16KB' is not a whole number (8192, or 8K = 8192, 8k = 8000) or auto, -1."),
     _error("above the range", "throughput", "ENGINE_GPU_MEMORY_UTILIZATION=1.4",
@@ -148,6 +148,8 @@ BAD = (
            "certificate and key."),
     _error("second configuration file", "cpu", "ENGINE_CONFIG=/c.yaml",
            "a second file would hide its values from every check. Write each of its lines as ENGINE_<NAME>=<value>."),
+    _error("a share that is measured, without a GPU", "cpu", "ENGINE_GPU_MEMORY_UTILIZATION=auto",
+           "auto measures a GPU, and the CPU engine uses none. Delete the line."),
     # contradictions
     _error("killed while it drains", "cpu", "HOST_STOP_GRACE_S=30",
            "30 s is not more than ENGINE_SHUTDOWN_TIMEOUT=30: Docker would kill the engine while it finishes its requests. Use "
@@ -192,7 +194,7 @@ BAD = (
     # warnings: legal, but likely not what is wanted
     _warning("the seed's 0.99", "throughput", "ENGINE_GPU_MEMORY_UTILIZATION=0.99",
              "0.99 × 31.36 GiB = 31.05 GiB is more than the 30.86 GiB that are free on an RTX 5090 at start: vLLM would not start"
-             " there. At most 0.98 without a desktop; try 0.93."),
+             " there. At most 0.98 without a desktop; use auto, or try 0.93."),
     _warning("allocator that harms", "throughput", "PYTORCH_CUDA_ALLOC_CONF=backend:cudaMallocAsync",
              "cudaMallocAsync breaks vLLM's memory pools (profiling, CUDA graphs, sleep mode). Delete the line; if memory "
              "fragments, use PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True."),

@@ -1,0 +1,34 @@
+"""All profiles: what each is for, whether the model fits it on this host's GPU, and which one `make up` takes without being told.
+
+usage: python scripts/profiles.py [--gpu NAME] [--env-file FILE]... [--set KEY=VALUE]... [--json]
+
+The model is MODEL_DIR of env/site.env, an --env-file or a --set. A GPU of this host's is looked at as if nothing else ran on it.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import bundle.venv  # noqa: F401
+from bundle import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    from bundle import console, profiletable
+
+    parser = cli.parser(__doc__)
+    cli.add_gpu(parser)
+    parser.add_argument("--env-file", metavar="FILE", action="append", default=[], help="lay FILE over each profile; repeatable, last wins")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="one value over all files")
+    cli.add_json(parser)
+    options = parser.parse_args(argv)
+    choice, rows = profiletable.make(options.gpu, options.env_file, options.sets)
+    if options.json:
+        console.emit_json({"chosen": choice.profile, "why": choice.why, "profiles": [row.as_json() for row in rows]})
+        return 0
+    console.table(("profile", "for", "fit"), [(row.profile, row.description, row.said) for row in rows])
+    console.result(f"\nwithout PROFILE: {choice.profile} ({choice.why})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
