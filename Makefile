@@ -38,8 +38,8 @@ check:  ## the command line, environment and origin of every value, checked agai
 doctor:  ## can this host run it? read-only
 	@$(PYTHON) scripts/doctor.py $(deployment) $(gpu) $(json)
 
-build:  ## the images that the profile needs
-	@$(PYTHON) scripts/build.py $(deployment) $(json)
+build:  ## the images that the profile needs (FORCE=1: anew, with the distribution's updates)
+	@$(PYTHON) scripts/build.py $(deployment) $(if $(FORCE),--force) $(json)
 
 smoke:  ## does the running service answer as an API client expects?
 	@$(PYTHON) scripts/smoke.py $(project) $(json)
@@ -67,7 +67,7 @@ lint:  ## ruff, mypy --strict, yamllint, shellcheck, hadolint
 	@.venv/bin/python -m ruff check .
 	@.venv/bin/python -m mypy scripts healthchecks docker/engine tests
 	@.venv/bin/python -m yamllint --strict .
-	@.venv/bin/shellcheck .ci/run
+	@.venv/bin/shellcheck .ci/run docker/engine/*.sh docker/engine/proofs/*.sh
 	@.venv/bin/hadolint docker/engine/Dockerfile docker/gateway/Dockerfile
 
 lock:  ## resolve the dependencies anew (needs uv)
