@@ -60,7 +60,8 @@ model:  ## fetch a model (NAME=org/model) or check a local one (FROM=dir); WRITE
 	  $(if $(OFFLINE),--offline) $(if $(WRITE),--write) $(json)
 
 test: lint  ## everything that CI holds, against real Docker and real vLLM on the CPU
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest --numprocesses 4 tests/unit
+	@.venv/bin/python -m pytest tests/contract tests/e2e tests/fault
 
 lint:  ## ruff, mypy --strict, yamllint, shellcheck, hadolint
 	@$(PYTHON) scripts/bundle/venv.py requirements-dev.lock

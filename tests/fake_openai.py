@@ -200,6 +200,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.number += 1
             busy, number = self.server.running > 1, self.server.number
         try:
+            if self.fault("one-at-a-time"):
+                time.sleep(0.1)  # long enough that requests sent at once do meet, on a slow machine too
             if busy and self.fault("one-at-a-time"):
                 self.error(503, "busy")
             else:

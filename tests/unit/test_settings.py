@@ -108,7 +108,7 @@ def test_flags_follow_the_model_in_the_order_of_the_files(root: Path) -> None:
     flags = [word for word in found.argv if word.startswith("--")]
     assert found.argv[:3] == ("vllm", "serve", "/m")
     assert flags == ["--host", "--port", "--shutdown-timeout", "--seed", "--enforce-eager", "--dtype", "--max-model-len", "--max-num-seqs",
-                     "--max-num-batched-tokens", "--stream-interval", "--served-model-name"]
+                     "--max-num-batched-tokens", "--gpu-memory-utilization", "--stream-interval", "--served-model-name"]
     assert found.argv[found.argv.index("--seed") + 1] == "7"
 
 
