@@ -12,7 +12,7 @@ json := $(if $(JSON),--json)
 gpu := $(if $(GPU),--gpu '$(GPU)')
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(project)
 
-.PHONY: help up down restart logs status check doctor build smoke fit profiles optimizations model test lint lock
+.PHONY: help up down restart logs status check doctor build smoke fit profiles optimizations model handoff receive test lint lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,13 @@ model:  ## fetch a model (NAME=org/model) or check a local one (FROM=dir); WRITE
 	@$(PYTHON) scripts/model.py $(if $(NAME),--name '$(NAME)') $(if $(FROM),--from '$(FROM)') $(if $(REVISION),--revision '$(REVISION)') \
 	  $(if $(INTO),--into '$(INTO)') $(if $(TOKEN_FILE),--token-file '$(TOKEN_FILE)') $(if $(ENDPOINT),--endpoint '$(ENDPOINT)') \
 	  $(if $(OFFLINE),--offline) $(if $(WRITE),--write) $(json)
+
+handoff:  ## one folder or archive that runs the profile elsewhere with Docker alone (OUT=dir or file.tar.gz, WITH_IMAGES=1)
+	@$(PYTHON) scripts/handoff.py $(deployment) $(gpu) $(if $(OUT),--out '$(OUT)') $(if $(WITH_IMAGES),--with-images) $(json)
+
+receive:  ## verify a handoff, load its images, check this host and start it (FILE=, INTO=, NO_START=1, SET="MODEL_DIR=…")
+	@$(PYTHON) scripts/receive.py $(if $(FILE),'$(FILE)') $(if $(INTO),--into '$(INTO)') $(foreach s,$(SET),--set '$(s)') $(project) \
+	  $(if $(NO_START),--no-start) $(json)
 
 test: lint  ## everything that CI holds, against real Docker and real vLLM on the CPU
 	@.venv/bin/python -m pytest --numprocesses 4 tests/unit

@@ -72,6 +72,8 @@ class Deployment:
     """A Compose project and the env file that it runs from."""
 
     project: str = DEFAULT_PROJECT
+    home: Path = ROOT
+    """The folder of its compose.yaml: the bundle's own, or a handoff's."""
 
     @property
     def env_file(self) -> Path:
@@ -95,7 +97,7 @@ class Deployment:
         """Put the derived env files in place, each in one step."""
         STATE.mkdir(exist_ok=True)
         _replace(self.engine_env_file, settings.flatten_engine())
-        _replace(self.env_file, settings.flatten(str(self.engine_env_file.relative_to(ROOT))))
+        _replace(self.env_file, settings.flatten(str(self.engine_env_file.relative_to(ROOT) if self.home == ROOT else self.engine_env_file)))
 
     def compose(self, *arguments: str, timeout_s: float = 120, failure: type[BundleError] | None = BundleError) -> CompletedProcess[str]:
         """Run `docker compose` on the project; the failure shows the command and the end of what it printed."""
@@ -104,13 +106,13 @@ class Deployment:
     def command(self) -> list[str]:
         """`docker compose` for this project, to be run in `folder`; without an env file Compose goes by the labels of what runs."""
         if self.known:
-            return ["docker", "compose", "--file", str(ROOT / "compose.yaml"), "--env-file", str(self.env_file), "--project-name", self.project]
+            return ["docker", "compose", "--file", str(self.home / "compose.yaml"), "--env-file", str(self.env_file), "--project-name", self.project]
         return ["docker", "compose", "--project-name", self.project]
 
     @property
     def folder(self) -> Path:
         """Where to run `command`: without an env file, out of Compose's sight of compose.yaml, which needs one."""
-        return ROOT if self.known else Path("/")
+        return self.home if self.known else Path("/")
 
     def containers(self) -> dict[str, Container]:
         """The project's containers by service, in no order; empty when nothing of it exists."""

@@ -3,7 +3,7 @@
 import json
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from bundle import console, diagnosis, fitcheck, host, hostsetup, images
 from bundle.deployment import Container, Deployment
@@ -15,18 +15,20 @@ TAIL_LINES = 30
 POLL_S = 0.5
 
 
-def up(settings: Settings) -> dict[str, object]:
+def up(settings: Settings, deployment: Deployment | None = None, *,
+       ensure_images: Callable[[Settings], object] = images.ensure) -> dict[str, object]:
     """Make the host, the images and the services what `settings` say, and wait until they answer.
 
+    A handoff brings its own compose.yaml (`deployment`) and images that must not be built here (`ensure_images`).
     Returns what a client needs: base_url, model, and whether anything was changed. Raises ConfigurationError,
     PrerequisiteError (both before any change of the service) or NotReadyError.
     """
     settings.require()
-    deployment = Deployment.of(settings)
+    deployment = deployment or Deployment.of(settings)
     with deployment.locked():
         hostsetup.ensure(settings)
         _preflight(settings)
-        images.ensure(settings)
+        ensure_images(settings)
         before = deployment.containers()
         expected = _expected(settings, running=bool(before))
         deployment.write(settings)

@@ -13,7 +13,7 @@ def test_an_engine_that_cannot_start_is_named_with_its_own_error_and_stopped(pro
 
 
 def test_an_engine_killed_for_memory_is_named_as_such(project: Project) -> None:
-    up = project.up("--set", "HOST_ENGINE_MEMORY=700m")
+    up = project.up("--set", "HOST_ENGINE_MEMORY=700m", "--set", "HOST_SHM_SIZE=256m")
     assert up.returncode == 4, up.stderr
     assert "ran out of memory" in up.stderr
     assert "HOST_ENGINE_MEMORY" in up.stderr

@@ -1,0 +1,50 @@
+"""Verify a handoff, load its images, check this host and bring it up.
+
+usage: python scripts/receive.py FILE_OR_DIR [--into DIR] [--set KEY=VALUE]... [--project NAME] [--no-start] [--json]
+
+An archive is unpacked to DIR, by default to its own name beside it. --set says what is different on this host (MODEL_DIR=/data/model);
+--no-start ends before the host is checked and prints the command that starts it.
+
+Exit codes: 0 ready, 2 settings or options, 3 this host lacks something, 4 not ready, 5 the handoff is damaged or was changed.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import bundle.venv  # noqa: F401
+from bundle import cli
+
+
+def main(argv: Sequence[str]) -> int:
+    from bundle import console, lifecycle, receive
+
+    parser = cli.parser(__doc__)
+    parser.add_argument("source", metavar="FILE_OR_DIR", type=Path, help="what `make handoff` wrote")
+    parser.add_argument("--into", metavar="DIR", type=Path, help="where to unpack an archive: a new folder")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="a value that is different on this host")
+    parser.add_argument("--no-start", action="store_true", help="verify and load only")
+    cli.add_project(parser)
+    cli.add_json(parser)
+    options = parser.parse_args(argv)
+    folder, verified = receive.opened(options.source.expanduser(), options.into)
+    answer: dict[str, object] = {"folder": str(folder), "verified": verified}
+    chosen = receive.deployment(folder, [*options.sets, *([f"HOST_PROJECT={options.project}"] if options.project else [])])
+    answer["loaded"] = receive.install(folder, chosen)
+    if options.no_start:
+        answer["command"] = receive.command(folder)
+    else:
+        answer |= receive.bring_up(folder, chosen)
+    if options.json:
+        console.emit_json(answer)
+    elif options.no_start:
+        console.result(str(answer["command"]))
+    else:
+        base_url, model = str(answer["base_url"]), str(answer["model"])
+        console.result(f"ready: {model} at {base_url}")
+        console.result(lifecycle.curl(base_url, model, chosen))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
