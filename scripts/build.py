@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     cli.add_deployment(parser)
     cli.add_json(parser)
-    parser.add_argument("--force", action="store_true", help="build even what is up to date (the build cache is still used)")
+    parser.add_argument("--force", action="store_true", help="build everything anew, also to get the distribution's updates")
     options = parser.parse_args(argv)
     chosen = settings.load_options(options)
     chosen.require()

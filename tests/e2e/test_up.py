@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import requests
@@ -63,7 +64,7 @@ def test_status_of_nothing_exits_5_and_down_of_nothing_is_no_error(project: Proj
     assert project.script("down").returncode == 0
 
 
-def test_a_changed_line_recreates_only_what_depends_on_it_and_down_leaves_nothing(project: Project) -> None:
+def test_a_changed_line_recreates_only_what_depends_on_it_and_down_drains_and_leaves_nothing(project: Project) -> None:
     assert project.up().returncode == 0
     first = project.containers()
     assert project.up("--set", "GATEWAY_TIMEOUT_S=1800").returncode == 0
@@ -75,7 +76,14 @@ def test_a_changed_line_recreates_only_what_depends_on_it_and_down_leaves_nothin
     third = project.containers()
     assert third["engine"].id != second["engine"].id
     assert third["gateway"].id == second["gateway"].id
-    down = project.script("down", "--volumes")
+    stream = requests.post(f"{project.url}/v1/completions", json={"model": SELFTEST, "prompt": "Hello", "max_tokens": 1500, "ignore_eos": True,
+                                                                  "stream": True}, stream=True, timeout=120)
+    lines = stream.iter_lines()
+    assert next(lines).startswith(b"data: ")
+    with ThreadPoolExecutor() as pool:
+        rest = pool.submit(lambda: [line for line in lines if line])
+        down = project.script("down", "--volumes")
+        assert rest.result()[-1] == b"data: [DONE]", "a stream that runs when `down` is called is let to its end"
     assert down.returncode == 0, down.stderr
     for kind in ("container", "network", "volume"):
         left = subprocess.run(["docker", kind, "ls", *(["--all"] if kind == "container" else []), "--quiet", "--filter",
