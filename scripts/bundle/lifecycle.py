@@ -5,7 +5,7 @@ import shlex
 import time
 from collections.abc import Callable, Mapping
 
-from bundle import console, diagnosis, fitcheck, host, hostsetup, images
+from bundle import console, daemon, diagnosis, fitcheck, host, hostsetup, images
 from bundle.deployment import Container, Deployment
 from bundle.errors import NotReadyError, PrerequisiteError
 from bundle.fit import Estimate
@@ -13,6 +13,7 @@ from bundle.settings import Settings
 
 TAIL_LINES = 30
 POLL_S = 0.5
+_ASK_FOR_ENGINE = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8404/engine', timeout=5)"
 
 
 def up(settings: Settings, deployment: Deployment | None = None, *,
@@ -115,12 +116,13 @@ def _engine_log(deployment: Deployment) -> str:
 
 
 def _wait_until_ready(deployment: Deployment, before: Mapping[str, Container], limit_s: float) -> None:
-    """Show each phase as it is reached; return when every service is healthy. Raises NotReadyError, with the engine stopped."""
+    """Show each phase as it is reached; return when every service is healthy and a request finds its way. Raises NotReadyError,
+    with the services stopped."""
     started, shown = time.monotonic(), ""
     while True:
         containers = deployment.containers()
         waited = time.monotonic() - started
-        if containers and all(c.healthy for c in containers.values()):
+        if containers and all(c.healthy for c in containers.values()) and _routed(containers.get("gateway")):
             if shown:
                 console.note(f"✓ ready {waited:.1f}s")
             return
@@ -136,9 +138,18 @@ def _wait_until_ready(deployment: Deployment, before: Mapping[str, Container], l
         time.sleep(POLL_S)
 
 
+def _routed(gateway: Container | None) -> bool:
+    """Whether the gateway has found the engine: it looks every second or two, and until then answers 503."""
+    if gateway is None:
+        return False
+    with daemon.reachable():
+        asked = daemon.client().containers.get(gateway.id).exec_run(["python3", "-c", _ASK_FOR_ENGINE])
+    return asked.exit_code == 0
+
+
 def _phase(deployment: Deployment, containers: Mapping[str, Container]) -> str:
     engine = containers.get("engine")
-    return "starting the gateway" if engine is None or engine.healthy else diagnosis.phase(deployment.log(engine, since_start=True))
+    return "waiting for the gateway" if engine is None or engine.healthy else diagnosis.phase(deployment.log(engine, since_start=True))
 
 
 def _stop(deployment: Deployment) -> None:
@@ -162,7 +173,7 @@ def _ended(deployment: Deployment, container: Container, waited_s: float) -> Not
 
 
 def _too_slow(deployment: Deployment, containers: Mapping[str, Container], phase: str, limit_s: float) -> NotReadyError:
-    late = [c for c in containers.values() if not c.healthy]
+    late = [c for c in containers.values() if not c.healthy] or list(containers.values())
     said = "".join(f"\n{c.service}'s health check says: {c.probe}" for c in late if c.probe)
     log = deployment.log(late[0], lines=TAIL_LINES)
     _stop(deployment)

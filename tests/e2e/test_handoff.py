@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from bundle.daemon import client_environment
-from support.project import Project
+from support.project import Project, wait_until
 
 SELFTEST = "selftest"
 
@@ -71,6 +71,7 @@ def test_a_folder_moved_elsewhere_runs_with_docker_alone_and_then_with_receive(b
 
     docker("compose", "--env-file", "handoff.env", "up", "--detach", "--wait", cwd=home)
     alone = project.containers()
+    wait_until(lambda: requests.get(f"{project.url}/health", timeout=30).status_code == 200, deadline_s=10, what="the gateway has found the engine")
     assert {name: c.healthy for name, c in alone.items()} == {"gateway": True, "engine": True}
     assert completion(project.url) == 4
     address = docker("compose", "--env-file", "handoff.env", "port", "gateway", "8005", cwd=home).strip()

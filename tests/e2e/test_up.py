@@ -9,7 +9,7 @@ from pathlib import Path
 import requests
 
 from bundle import ROOT, STATE
-from support.project import Project
+from support.project import Project, wait_until
 
 SELFTEST = "selftest"
 
@@ -136,4 +136,6 @@ def test_plain_compose_runs_a_handed_over_env_file(project: Project, tmp_path: P
     up = subprocess.run(["docker", "compose", "--env-file", str(file), "up", "--detach", "--wait"], capture_output=True, text=True, check=False,
                         timeout=600, cwd=ROOT, env=client_environment())
     assert up.returncode == 0, up.stderr
+    # Compose knows of each service's health, not of the way between them: the gateway finds the engine within a second.
+    wait_until(lambda: requests.get(f"{project.url}/v1/models", timeout=30).status_code == 200, deadline_s=10, what="the way to the engine")
     assert requests.get(f"{project.url}/v1/models", timeout=30).json()["data"][0]["id"] == SELFTEST
