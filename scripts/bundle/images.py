@@ -63,7 +63,8 @@ class Image:
             return "not there"
         labels = there[0].labels or {}
         if SOURCE not in labels:
-            return ""  # the operator's own image under this name
+            console.note(f"· {self.name} was not built by `make build`: used as it is, and not kept up to date (`make build FORCE=1` replaces it)")
+            return ""
         return "" if labels[SOURCE] == self.source else "its sources have changed"
 
 
