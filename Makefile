@@ -12,10 +12,10 @@ json := $(if $(JSON),--json)
 gpu := $(if $(GPU),--gpu '$(GPU)')
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(project)
 
-.PHONY: help up down restart logs status check doctor build smoke fit profiles optimizations model handoff receive test lint lock
+.PHONY: help up down restart logs status check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up:  ## check everything, build what is missing, start, and wait until the model answers
 	@$(PYTHON) scripts/up.py $(deployment) $(json)
@@ -43,6 +43,18 @@ build:  ## the images that the profile needs (FORCE=1: anew, with the distributi
 
 smoke:  ## does the running service answer as an API client expects?
 	@$(PYTHON) scripts/smoke.py $(project) $(json)
+
+bench:  ## measure the suite of env/matrix.yaml (SUITE=name CELL="a b" WORKLOAD="a b" ROUNDS=n REPEATS=n RUN=name RUNTIME=process; LIST=1 shows all)
+	@$(PYTHON) scripts/bench.py $(if $(LIST),--list) $(if $(REPORT),--report '$(REPORT)') $(if $(SUITE),--suite '$(SUITE)') \
+	  $(foreach c,$(CELL),--cell '$(c)') $(foreach w,$(WORKLOAD),--workload '$(w)') $(if $(ROUNDS),--rounds '$(ROUNDS)') \
+	  $(if $(REPEATS),--repeats '$(REPEATS)') $(if $(RUN),--run '$(RUN)') $(if $(RUNTIME),--runtime '$(RUNTIME)') \
+	  $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(json)
+
+bench-apply:  ## write what a run recommends as env/NAME.env, the measured reason beside each line (RUN=name NAME=name)
+	@$(PYTHON) scripts/bench_apply.py '$(RUN)' $(if $(NAME),--name '$(NAME)') $(json)
+
+bench-compare:  ## is run B slower than run A beyond noise? exit 6 (A=run B=run)
+	@$(PYTHON) scripts/bench_compare.py '$(A)' '$(B)' $(json)
 
 profiles:  ## all profiles with the model's fit, and the one that is chosen for this host (or GPU=rtx-5090)
 	@$(PYTHON) scripts/profiles.py $(gpu) $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(json)

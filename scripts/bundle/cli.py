@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from bundle import console
-from bundle.errors import INTERRUPTED, BundleError
+from bundle.errors import INTERRUPTED, BundleError, PrerequisiteError
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -31,6 +31,12 @@ def add_deployment(to: argparse.ArgumentParser) -> None:
     to.add_argument("--env-file", metavar="FILE", action="append", default=[], help="lay FILE over the profile; repeatable, last wins")
     to.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="one value over all files; an empty VALUE unsets")
     add_project(to)
+
+
+def need(missing: Sequence[str]) -> None:
+    """Raise PrerequisiteError where this Python lacks packages that the verb cannot do without."""
+    if missing:
+        raise PrerequisiteError(f"{sys.executable} lacks {', '.join(missing)}", fix=f"pip install {' '.join(missing)}")
 
 
 def positive(text: str) -> float:

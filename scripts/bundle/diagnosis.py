@@ -7,13 +7,18 @@ import re
 _PHASES = (
     (r"Application startup complete", "first answer"),
     (r"init engine \(profile.* took", "starting the API"),
-    (r"Graph capturing finished", "warming up"),
+    (r"Graph capturing finished|CPU KV cache size", "warming up"),
     (r"GPU KV cache size|Capturing CUDA graphs", "capturing graphs"),
-    (r"Model loading took|Using cache directory|Dynamo bytecode transform|Compiling a graph|torch\.compile took", "compiling"),
+    (r"torch\.compile (?:took|and initial profiling)|Initial profiling/warmup run took|Profiling CUDA graph memory", "profiling memory"),
+    (r"Model loading took|Using cache directory|Dynamo bytecode transform|Compiling a graph|Directly load", "compiling"),
     (r"Starting to load model|Loading model from scratch|Loading safetensors|Loading weights", "loading weights"),
-    (r"Initializing a V1 LLM engine", "starting the engine process"),
+    # The API server has read the whole configuration when it prints the first of these; the engine's process, when it lives, the second.
+    (r"\(APIServer.*Final IR op priority|Initializing a V1 LLM engine", "starting the engine process"),
     (r"non-default args", "configuring"),
 )
+
+FIRST_PHASE = "starting Python"
+"""Before the first line that tells."""
 
 # (pattern in the log, what to do). Read top down: the specific before the general.
 _REMEDIES = (
@@ -46,11 +51,12 @@ _ENDED = re.compile(r"^entrypoint: (?:the engine .*; its last error: )?(.+)$", r
 
 def phase(log: str) -> str:
     """The phase of a start that `log` (a container's output since that start) has reached."""
-    for line in reversed(log.splitlines()):
-        for pattern, name in _PHASES:
-            if re.search(pattern, line):
-                return name
-    return "starting Python"
+    return next((name for line in reversed(log.splitlines()) if (name := phase_of(line))), FIRST_PHASE)
+
+
+def phase_of(line: str) -> str:
+    """The phase that begins, or goes on, with this line of a log; "" where the line does not tell."""
+    return next((name for pattern, name in _PHASES if re.search(pattern, line)), "")
 
 
 def last_error(log: str) -> str:

@@ -39,4 +39,10 @@ class CheckFailedError(BundleError):
     exit_code = 5
 
 
+class SlowerError(BundleError):
+    """A benchmark run is slower than its reference, beyond noise."""
+
+    exit_code = 6
+
+
 INTERRUPTED = 130

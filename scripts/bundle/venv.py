@@ -1,7 +1,8 @@
 """Run the calling script inside the bundle's own `.venv`, made and filled on first use. Standard library only.
 
 `import bundle.venv` is the first import of every script: operators call `python scripts/smoke.py` with the system's
-Python, which has none of the packages. The import returns at once inside `.venv`, and else replaces the process.
+Python, which has none of the packages. The import returns at once inside `.venv`, and else replaces the process. Where no package
+can be fetched but this Python has them (a rented GPU pod without a network), the script goes on in this Python.
 
     python3 scripts/bundle/venv.py requirements-dev.lock      what tests and linters need, into the same .venv
 """
@@ -9,6 +10,7 @@ Python, which has none of the packages. The import returns at once inside `.venv
 from __future__ import annotations  # a Python that is too old has to get as far as the message about it
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -25,6 +27,9 @@ from bundle.errors import INTERRUPTED, PrerequisiteError
 
 VENV = ROOT / ".venv"
 RUNTIME_LOCK = ROOT / "requirements.lock"
+BENCH_LOCK = ROOT / "requirements-bench.lock"
+COMPOSE_ONLY = {"docker"}
+"""Requirements that a host without Docker can do without."""
 MINIMUM = (3, 11)
 
 _ENTERED = "VLLM_BUNDLE_VENV_ENTERED"
@@ -149,11 +154,40 @@ def _run(argv: list[str], *, fix: str, env: dict[str, str] | None = None) -> Non
         raise PrerequisiteError(f"{' '.join(argv[:5])} … failed ({done.returncode}):\n{tail}", fix=fix)
 
 
-def _ensured(lock: Path) -> Path:
-    """As `ensure`; a failure ends the process, with the message and exit code that `cli.run` would give it."""
+def also(lock: Path) -> list[str]:
+    """Make the packages of `lock` importable too, for the verb that needs more than the others.
+
+    Inside `.venv` they are installed (PrerequisiteError when that fails); in another Python the answer is what it lacks of them.
+    """
+    if Path(sys.prefix).resolve() == VENV.resolve():
+        ensure(lock)
+        return []
+    return _missing(lock)
+
+
+def _missing(lock: Path) -> list[str]:
+    """What the requirements behind `lock` name and this Python does not have, at whatever version."""
+    named = re.findall(r"^([A-Za-z][\w.-]*)", lock.with_suffix(".in").read_text(), re.MULTILINE)
+    return [name for name in named if name not in COMPOSE_ONLY and not _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _ensured(lock: Path) -> Path | None:
+    """As `ensure`; None where `.venv` cannot be filled and this Python does as it is. Any other failure ends the process, with the
+    message and exit code that `cli.run` would give it."""
     try:
         return ensure(lock)
     except PrerequisiteError as error:
+        if lock == RUNTIME_LOCK and lock.with_suffix(".in").is_file() and not _missing(lock):
+            why = error.message.splitlines()[-1].strip()
+            print(f"· no .venv ({why}): going on with the packages of {sys.executable}", file=sys.stderr, flush=True)
+            return None
         print(f"error: {error.message}\n  fix: {error.fix}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
@@ -169,6 +203,8 @@ def _enter() -> None:
     if not (script.is_file() and script.resolve().parent == ROOT / "scripts"):
         return  # a test or a tool has imported a module
     inside = _ensured(RUNTIME_LOCK)
+    if inside is None:
+        return
     if os.environ.get(_ENTERED):
         print(f"error: {inside} does not run inside .venv: its prefix is {sys.prefix}\n  fix: unset PYTHONHOME, or delete {VENV}", file=sys.stderr)
         sys.exit(PrerequisiteError.exit_code)

@@ -21,8 +21,8 @@ def phases(log: str) -> list[str]:
 
 
 def test_a_real_start_on_a_gpu_passes_through_every_phase_once_and_in_order() -> None:
-    assert phases(CUDA) == ["starting Python", "configuring", "starting the engine process", "loading weights", "compiling", "capturing graphs",
-                            "warming up", "starting the API", "first answer"]
+    assert phases(CUDA) == ["starting Python", "configuring", "starting the engine process", "loading weights", "compiling", "profiling memory",
+                            "capturing graphs", "warming up", "starting the API", "first answer"]
 
 
 def test_words_about_compiling_in_a_configuration_are_not_the_phase() -> None:

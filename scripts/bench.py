@@ -1,0 +1,94 @@
+"""Measure a suite of env/matrix.yaml: each cell against the control in the same run, interleaved, repeated, with a verdict.
+
+usage: python scripts/bench.py [--suite NAME] [--cell NAME]... [--workload NAME]... [--run NAME] [--rounds N] [--repeats N]
+           [--env-file FILE]... [--set KEY=VALUE]... [--runtime compose|process] [--side-by-side N] [--card-gib GIB] [--json]
+       python scripts/bench.py --list
+       python scripts/bench.py --report RUN
+
+Everything goes to reports/RUN: run.json, legs/ (one file for every engine start), result.json, report.md, report.html. What broke off goes
+on where it stopped: the same call with --run RUN. --env-file and --set lie under every cell's own settings. Exit codes: 0 measured,
+2 a wrong option, setting or matrix, 3 something is missing here, 4 the control did not start, 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bundle import cli, venv
+
+
+def main(argv: Sequence[str]) -> int:
+    from bundle import ROOT, console
+
+    options = _options(argv)
+    missing = venv.also(venv.BENCH_LOCK)
+    from bundle.bench import campaign
+
+    if options.list:
+        _list()
+        return 0
+    folder = campaign.known(options.report) if options.report else campaign.measure(options)
+    if missing:  # a GPU pod without a network: what was measured there becomes a report elsewhere
+        console.warn(f"no report is written here: {sys.executable} lacks {', '.join(missing)}. Copy {folder} to reports/ of another host, "
+                     f"and there: make bench REPORT={folder.name}")
+        return 0
+    from bundle.bench import analysis, report
+
+    result = analysis.analyse(folder)
+    report.write(folder, result)
+    if options.json:
+        console.emit_json(result)
+    else:
+        console.result((folder / "report.md").read_text(encoding="utf-8").split("\n## ")[0])
+        console.note(f"the whole report: {(folder / 'report.html').relative_to(ROOT)}")
+    return campaign.exit_code(result)
+
+
+def _options(argv: Sequence[str]) -> argparse.Namespace:
+    parser = cli.parser(__doc__)
+    parser.add_argument("--suite", metavar="NAME", help="what to measure (default: cpu without an NVIDIA GPU, else default)")
+    parser.add_argument("--cell", metavar="NAME", action="append", default=[], dest="cells", help="only this cell of the suite; repeatable")
+    parser.add_argument("--workload", metavar="NAME", action="append", default=[], dest="workloads", help="only this workload; repeatable")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="visits to each cell (default: the suite's)")
+    parser.add_argument("--repeats", type=_count, metavar="N", help="measured loads of each workload in a visit (default: the suite's)")
+    parser.add_argument("--run", metavar="NAME", help="folder under reports/; one that was broken off goes on (default: date and suite)")
+    parser.add_argument("--env-file", metavar="FILE", action="append", default=[], type=Path, help="lay FILE under every cell; repeatable")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="one value under every cell; repeatable")
+    parser.add_argument("--runtime", choices=("compose", "process"), default="compose", help="process: vLLM is installed here and Docker is not")
+    parser.add_argument("--side-by-side", type=_count, metavar="N", default=1,
+                        help="process only, with --card-gib: keep N engines up at once on a GPU that has the room, and visit them in turn")
+    parser.add_argument("--card-gib", type=cli.positive, metavar="GIB", help="give engines the memory of a card of GIB on this larger GPU")
+    parser.add_argument("--list", action="store_true", help="show suites, cells and workloads")
+    parser.add_argument("--report", metavar="RUN", help="only write the report of reports/RUN anew")
+    cli.add_json(parser)
+    options = parser.parse_args(argv)
+    if options.side_by_side > 1 and (options.runtime != "process" or not options.card_gib):
+        parser.error("--side-by-side needs --runtime process and --card-gib: each engine must know its share of the GPU")
+    return options
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _list() -> None:
+    from bundle import console
+    from bundle.bench import matrix
+
+    found = matrix.load()
+    console.table(("suite", "cells", "workloads", "starts", "about"), [
+        (suite.name, len(suite.cells) + 1, ", ".join(load.name for load in suite.workloads), (len(suite.cells) + 1) * suite.rounds, suite.about)
+        for suite in found.suites.values()])
+    console.result()
+    console.table(("cell", "axis", "profile and settings", "about"), [
+        (cell.name, cell.axis, " ".join((cell.profile, *cell.sets)), cell.about) for cell in found.cells.values()])
+    console.result()
+    console.table(("workload", "load", "about"), [
+        (load.name, " ".join(f"{key}={value}" for key, value in load.load.items()), load.about) for load in found.workloads.values()])
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,199 @@
+"""What a run has found: its legs → result.json, with medians, verdicts against the control, the check of outputs and the distance from the limit."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bundle.bench import recommend, roofline, statistics
+from bundle.errors import BundleError, ConfigurationError
+
+RUN, RESULT = "run.json", "result.json"
+INTERRUPTED = "interrupted"
+"""The error of a leg that nobody let finish: no fault of its cell."""
+
+MAIN_METRIC = "output_tokens_per_s"
+HIGHER_IS_BETTER = {"output_tokens_per_s": True, "total_tokens_per_s": True, "ttft_ms_p50": False, "ttft_ms_p99": False, "itl_ms_p50": False,
+                    "itl_ms_p99": False, "e2e_ms_p99": False, "tokens_per_joule": True}
+"""The metrics that are compared."""
+WRONG = "wrong output"
+
+Leg = Mapping[str, Any]
+Sample = Mapping[str, Any]
+Load = tuple[int, Sample]
+
+
+def analyse(run_dir: Path) -> dict[str, Any]:
+    """The result of the run in `run_dir`, which is written there as result.json too. A run that is not complete gives what there is.
+
+    Raises ConfigurationError when there is no run, or one of its files is damaged.
+    """
+    run, legs = _read(run_dir / RUN), [_read(path) for path in sorted((run_dir / "legs").glob("*.json"))]
+    cells = {name: _Cell(run=run, name=name, legs=_of(legs, name)) for name in run["cells"]}
+    control = cells[run["control"]]
+    result: dict[str, Any] = {
+        **run, "finished": max((sample["at"] + sample["seconds"] for leg in legs for sample in leg["samples"]), default=run["started"]),
+        "complete": all(cell.complete for cell in cells.values()),
+        "cells": {name: {**run["cells"][name], **cell.found(), "output_check": _output_check(cell, control)} for name, cell in cells.items()},
+        "starts": _cold_and_warm(control)}
+    result["comparisons"] = [row for name, cell in cells.items() if name != run["control"]
+                             for row in _compared(cell, control, result["cells"][name]["output_check"]["verdict"] == "different")]
+    result["recommendation"] = recommend.recommend(result)
+    draft = run_dir / f"{RESULT}.part"
+    draft.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    draft.replace(run_dir / RESULT)
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{path.parent}: no {path.name} in it", fix="give the folder of a run: make bench made it below reports/") from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path}: cannot be read ({error})", fix="delete it and run make bench with the same RUN again: it is measured anew"
+                                 if path.name != RUN else "delete the folder and begin a new run") from error
+    return value
+
+
+def _of(legs: Sequence[Leg], name: str) -> list[Leg]:
+    """The legs of the cell `name`, without those that broke off and were measured again."""
+    own = [leg for leg in legs if leg["cell"] == name]
+    whole = {leg["round"] for leg in own if not leg["error"]}
+    return [leg for leg in own if not (leg["error"] and leg["round"] in whole)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    """One cell of a run and what was measured of it."""
+
+    run: Mapping[str, Any]
+    name: str
+    legs: Sequence[Leg]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to measure: every visit was made, or there is a reason why there are none."""
+        visits = sum(leg.get("visits", 1) for leg in self.legs if leg["start"]["ok"] and not leg["error"])
+        return visits >= self.run["rounds"] or any(not leg["start"]["ok"] for leg in self.legs) or self.state == "failed"
+
+    @property
+    def state(self) -> str:
+        if any(leg["samples"] for leg in self.legs):
+            return "measured"
+        return "failed" if self.trouble else "not measured"
+
+    @property
+    def trouble(self) -> Leg | None:
+        """The first leg that did not start, or that ended by an error."""
+        return next((leg for leg in self.legs if not leg["start"]["ok"] or leg["error"] not in ("", INTERRUPTED)), None)
+
+    def loads(self, workload: str) -> list[Load]:
+        """Every measured load of `workload`, with the place of the engine start that it was made on."""
+        return [(leg["order"], sample) for leg in self.legs for sample in leg["samples"] if sample["workload"] == workload]
+
+    def found(self) -> dict[str, Any]:
+        """This cell's part of result.json, but for what takes the control to tell."""
+        trouble = self.trouble
+        loads = {workload: some for workload in self.run["workloads"] if (some := self.loads(workload))}
+        measured = {workload: [sample for _, sample in some] for workload, some in loads.items()}
+        distances, unknown = self._distances(measured)
+        return {
+            "state": self.state, "reason": (trouble["start"]["reason"] or trouble["error"]) if trouble else "",
+            "remedy": trouble["start"]["remedy"] if trouble else "",
+            "starts": [{key: leg["start"][key] for key in ("ok", "cold", "seconds", "phases", "facts")} for leg in self.legs],
+            "metrics": {workload: {metric: {**statistics.summary(values), "starts": starts} for metric, (starts, values) in _metrics(some).items()}
+                        for workload, some in loads.items()},
+            "quantiles": {workload: _quantiles(some) for workload, some in measured.items()},
+            "slo": self._slo(), "memory": next((leg["memory"] for leg in self.legs if leg["memory"]["t_s"]), {"t_s": [], "gib": []}),
+            "roofline": distances, "roofline_unknown": unknown}
+
+    def _slo(self) -> dict[str, dict[str, list[Any]]]:
+        """Each workload's searches, one place in each list for every search."""
+        searches = [one for leg in self.legs for one in leg["slo"]]
+        return {workload: {key: [one[key] for one in searches if one["workload"] == workload] for key in ("most", "ended_by", "steps")}
+                for workload in dict.fromkeys(one["workload"] for one in searches)}
+
+    def _distances(self, measured: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, Any], str]:
+        """How far each workload was from the limit, and why that is not known where it is not."""
+        if not measured:
+            return {}, ""
+        try:
+            cost = roofline.work(self.run["model"].get("config") or {}, self.run["cells"][self.name]["settings"], self.run["ceilings"])
+        except BundleError as error:
+            return {}, error.message
+        found = {workload: roofline.distance(cost, some) for workload, some in measured.items()}
+        return {workload: one for workload, one in found.items() if one}, ""
+
+
+def _metrics(loads: Sequence[Load]) -> dict[str, tuple[list[int], list[float]]]:
+    """Each metric's values, beside them the engine starts that they are from; and the share of requests that came through."""
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    for start, sample in loads:
+        requests = sample["requests"]
+        served = {"success": requests["completed"] / requests["asked"]} if requests["asked"] else {}
+        for metric, value in {**sample["metrics"], **served}.items():
+            if value is not None:
+                starts, values = found.setdefault(metric, ([], []))
+                starts.append(start)
+                values.append(float(value))
+    return found
+
+
+def _quantiles(samples: Sequence[Sample]) -> dict[str, list[float]]:
+    """Each hundredth of each distribution: its median over the loads."""
+    return {what: [median(column) for column in zip(*some, strict=True)] for what in ("ttft_ms", "itl_ms", "e2e_ms")
+            if (some := [sample["quantiles"][what] for sample in samples if sample["quantiles"].get(what)])}
+
+
+def _output_check(cell: _Cell, control: _Cell) -> dict[str, Any]:
+    """Whether `cell` answers as the control does at temperature 0, over all starts of both."""
+    expected, *others = [leg["outputs"] for leg in control.legs if leg["outputs"]] or [[]]
+    answers = [leg["outputs"] for leg in cell.legs if leg["outputs"]]
+    pairs = [(text, wanted) for texts in answers for text, wanted in zip(texts, expected, strict=False)]
+    equal = sum(text == wanted for text, wanted in pairs)
+    if not pairs or any(texts != expected for texts in others):
+        verdict = "not comparable"  # a control that does not agree with itself says nothing about others
+    elif equal == len(pairs) and all(len(texts) == len(expected) for texts in answers):
+        verdict = "same"
+    else:
+        verdict = "may differ" if cell.run["cells"][cell.name]["outputs"] == "may differ" else "different"
+    return {"verdict": verdict, "equal": equal, "of": len(pairs)}
+
+
+def _compared(cell: _Cell, control: _Cell, wrong: bool) -> Iterator[dict[str, Any]]:
+    """The rows of `cell` in every workload and every metric that either of the two has."""
+    for workload in cell.run["workloads"]:
+        ours = cell.loads(workload)
+        # Engines side by side: the control's loads count that ran in turns with the cell's, not those beside other cells.
+        groups = {sample.get("group") for _, sample in ours}
+        theirs = [(start, sample) for start, sample in control.loads(workload) if not ours or sample.get("group") in groups]
+        found, reference = _metrics(ours), _metrics(theirs)
+        for metric, higher in HIGHER_IS_BETTER.items():
+            if metric in found or metric in reference:
+                (starts, values), (control_starts, control_values) = (some.get(metric, ([], [])) for some in (found, reference))
+                seen = statistics.compare(values, control_values, higher_is_better=higher, cell_starts=starts, control_starts=control_starts)
+                verdict = WRONG if wrong and seen.verdict != statistics.UNKNOWN else seen.verdict
+                yield {"cell": cell.name, "workload": workload, "metric": metric, **vars(seen), "verdict": verdict}
+
+
+def _cold_and_warm(control: _Cell) -> dict[str, Any]:
+    """The control's starts with empty caches and with filled ones: medians, in seconds; None where there was none of a kind."""
+    starts = [leg["start"] for leg in control.legs if leg["start"]["ok"]]
+    cold, warm = (_start([start for start in starts if start["cold"] is wanted]) for wanted in (True, False))
+    return {"cold": cold, "warm": warm, "warm_to_cold": warm["seconds"] / cold["seconds"] if cold and warm and cold["seconds"] else None}
+
+
+def _start(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    if not starts:
+        return None
+    sums: list[Counter[str]] = [Counter() for _ in starts]
+    for phases, start in zip(sums, starts, strict=True):
+        for name, seconds in start["phases"]:
+            phases[name] += seconds
+    names = dict.fromkeys(name for start in starts for name, _ in start["phases"])
+    return {"seconds": median(start["seconds"] for start in starts), "of": len(starts),
+            "phases": [[name, median(phases[name] for phases in sums)] for name in names]}

@@ -1,0 +1,123 @@
+"""From the options of `make bench` to a measured run: the suite, every cell's settings, the runtime, the folder; checked before anything starts."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bundle import ROOT, console, gpu, settings, shell
+from bundle.bench import matrix, runner
+from bundle.bench.matrix import Cell, Suite
+from bundle.bench.runtimes import Runtime
+from bundle.errors import BundleError, CheckFailedError, ConfigurationError, NotReadyError, PrerequisiteError
+from bundle.hostfacts import Host
+from bundle.settings import Settings
+
+REPORTS = ROOT / "reports"
+SHARE = "ENGINE_GPU_MEMORY_UTILIZATION"
+VLLM_SHARE = 0.92
+"""vLLM's own share where none is set (0.33.0)."""
+EMPTY_CARD_TAKES_GIB = 1.0
+"""Of an empty card's memory: 0.5 GiB for the engine's context, 0.5 that `auto` leaves free (docker/engine/entrypoint.py)."""
+
+
+def measure(options: argparse.Namespace) -> Path:
+    """Measure what `options` (of scripts/bench.py) ask for; returns the run's folder.
+
+    Raises ConfigurationError or PrerequisiteError before anything was started. After an interruption the same run goes on.
+    """
+    known_matrix = matrix.load()
+    suite = known_matrix.suite(options.suite or ("default" if gpu.read(Host()).gpus else "cpu"), cells=options.cells, workloads=options.workloads)
+    suite = replace(suite, rounds=options.rounds or suite.rounds, repeats=options.repeats or suite.repeats)
+    name = options.run or runner.new_name(suite.name, REPORTS)
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith(("-", ".")) or name == "published":
+        raise ConfigurationError(f"--run {name}: not a name for a run", fix="letters, digits, '-', '_' and '.'")
+    folder = REPORTS / name
+    runtime = _runtime(options.runtime, name, folder)
+    total_gib = _gpu_gib() if options.card_gib else 0.0
+    if options.card_gib and options.card_gib * options.side_by_side > total_gib:
+        raise ConfigurationError(f"{options.side_by_side} x {options.card_gib:g} GiB are more than this GPU's {total_gib:.1f} GiB",
+                                 fix="lower --side-by-side or --card-gib")
+    cells = {cell.name: _settings(cell, options, total_gib) for cell in (suite.control, *suite.cells)}
+    wrong = [f"cell {cell}: {problem}" for cell, one in cells.items() for problem in one.errors]
+    if wrong:
+        raise ConfigurationError("\n".join(["the cells cannot be started as they are", *(f"  {line}" for line in wrong)]))
+    job = runner.Job(run=name, folder=folder, suite=suite, settings=cells, matrix_sha256=known_matrix.text_sha256,
+                     side_by_side=options.side_by_side, card_gib=options.card_gib)
+    _announce(job)
+    try:
+        runner.run(job, runtime)
+    except (KeyboardInterrupt, BundleError):
+        if (folder / "run.json").exists():
+            console.note(f"what was measured is kept in {folder.relative_to(ROOT)}: the same call with --run {name} (RUN={name}) goes on from there")
+        raise
+    return folder
+
+
+def known(run: str) -> Path:
+    """The folder of a run that was measured. Raises ConfigurationError where there is none."""
+    folder = REPORTS / run
+    if not (folder / "run.json").is_file():
+        runs = sorted(path.parent.name for path in REPORTS.glob("*/run.json"))
+        raise ConfigurationError(f"{folder}: no run of the benchmark is there", fix=f"runs: {', '.join(runs)}" if runs else "make bench")
+    return folder
+
+
+def exit_code(result: Mapping[str, Any]) -> int:
+    """4 when the control itself never started (then nothing can be compared), 5 when a setting that must not change answers changed them."""
+    if result["cells"][result["control"]]["state"] != "measured":
+        return NotReadyError.exit_code
+    wrong = [cell for cell in result["cells"].values() if cell["outputs"] == "same" and cell["output_check"]["verdict"] == "different"]
+    return CheckFailedError.exit_code if wrong else 0
+
+
+def _runtime(kind: str, name: str, folder: Path) -> Runtime:
+    from bundle.bench import runtimes
+
+    return runtimes.compose(name, folder) if kind == "compose" else runtimes.process(folder)
+
+
+def _settings(cell: Cell, options: argparse.Namespace, total_gib: float) -> Settings:
+    """The cell's own settings, over what holds for all cells; a share of the smaller card's memory becomes one of this GPU's."""
+    def loaded(more: Sequence[str] = ()) -> Settings:
+        return settings.load(cell.profile, options.env_file, [*options.sets, *cell.sets, *more])
+
+    found = loaded()
+    if not options.card_gib:
+        return found
+    share = found.value(SHARE) or str(VLLM_SHARE)
+    of_card = (options.card_gib - EMPTY_CARD_TAKES_GIB) / options.card_gib if share == "auto" else float(share)
+    return loaded([f"{SHARE}={of_card * options.card_gib / total_gib:.5f}"])
+
+
+def _gpu_gib() -> float:
+    """What CUDA calls the first GPU's total memory: the driver's total less what it keeps for itself. Raises PrerequisiteError without a GPU."""
+    done = shell.run(["nvidia-smi", "--query-gpu=memory.total,memory.reserved", "--format=csv,noheader,nounits"], timeout_s=60,
+                     failure=PrerequisiteError, fix="--card-gib needs an NVIDIA GPU")
+    total, reserved = (float(cell) for cell in done.stdout.splitlines()[0].split(","))
+    return (total - reserved) / 1024
+
+
+def _announce(job: runner.Job) -> None:
+    suite: Suite = job.suite
+    loads = len(suite.workloads) * suite.repeats
+    names = ", ".join(workload.name for workload in suite.workloads)
+    console.note(f"suite {suite.name}: {len(job.cells)} cells x {suite.rounds} rounds x {loads} loads of {names}; into reports/{job.run}")
+
+
+def load_result(name_or_path: str) -> dict[str, Any]:
+    """The result of a run: by its name under reports/ or reports/published/, its folder, or its result.json. Raises ConfigurationError."""
+    given = Path(name_or_path)
+    for path in (given, given / "result.json", REPORTS / given / "result.json", REPORTS / "published" / given / "result.json"):
+        if path.is_file():
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ConfigurationError(f"{path}: not JSON: {error}") from error
+            if isinstance(found, dict) and "comparisons" in found:
+                return found
+            raise ConfigurationError(f"{path}: not a result of the benchmark", fix="give a run's name, or its result.json")
+    runs = sorted(path.parent.name for folder in (REPORTS, REPORTS / "published") for path in folder.glob("*/result.json"))
+    raise ConfigurationError(f"{name_or_path}: no such run", fix=f"runs: {', '.join(runs)}" if runs else "make bench")

@@ -1,0 +1,122 @@
+"""Two runs beside each other: is the second slower than the first, its reference, beyond noise?
+
+Unlike the cells of one run the two were not measured in turns: what changed on the host between them counts as a difference of the runs. The noise
+is that within each of them, so a day that is slower than the last one shows too; where much depends on it, measure both as cells of one run.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundle.bench import analysis, statistics
+from bundle.errors import ConfigurationError, SlowerError
+
+DECIDING = ("output_tokens_per_s", "ttft_ms_p99", "itl_ms_p99")
+"""A run that is slower in one of these is slower."""
+FAILED, NOT_COMPARABLE = "failed", "not comparable"
+
+Result = Mapping[str, Any]
+Row = dict[str, Any]
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The result of the run that `path` is the folder of, or the result.json of. One that was not analysed yet is analysed.
+
+    Raises ConfigurationError where there is neither, or where it is damaged.
+    """
+    if path.is_dir() and not (path / analysis.RESULT).is_file():
+        return analysis.analyse(path)
+    file = path / analysis.RESULT if path.is_dir() else path
+    try:
+        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{path}: no such run", fix="give the folder of a run, or a result.json: ls reports reports/published") from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{file}: cannot be read ({error})", fix="delete it: it is made again from the run's legs") from error
+    if not isinstance(result, dict) or "cells" not in result:
+        raise ConfigurationError(f"{file}: not the result of a run", fix="give the folder of a run, or its result.json")
+    return result
+
+
+def compare_results(a: Result, b: Result) -> list[Row]:
+    """Every metric of each cell and workload that both runs have, as b / a: {"cell", "workload", "metric", "ratio", "low", "high", "smallest",
+    "verdict", "why"}.
+
+    Verdicts are those of statistics.compare, and "not comparable" where the load differs (`why` says in what), "failed" and "wrong output" where
+    b has no right answers and a had. Raises ConfigurationError when the runs have no cell and workload in common.
+    """
+    rows = [row for cell in a["cells"] if cell in b["cells"] for workload in a["workloads"] if workload in b["workloads"]
+            for row in _rows(a, b, cell, workload)]
+    if not rows:
+        raise ConfigurationError(f"runs {a['run']} and {b['run']} have no cell with a workload in common", fix="compare runs of the same suite")
+    return rows
+
+
+def warnings(a: Result, b: Result) -> Iterator[str]:
+    """What else differs between the runs, one sentence each: then a ratio says nothing of the settings alone."""
+    for what, place in (("GPU", ("provenance", "gpu")), ("engine", ("provenance", "engine")), ("card", ("provenance", "card_gib")),
+                        ("model", ("model", "name")), ("model's config.json", ("model", "config"))):
+        ours, theirs = ((run.get(place[0]) or {}).get(place[1]) for run in (a, b))
+        if ours != theirs:
+            yield f"the {what} differs" + ("" if isinstance(ours, dict) and what != "engine" else f": {_shown(ours)} in {a['run']}, "
+                                           f"{_shown(theirs)} in {b['run']}")
+    for cell in a["cells"]:
+        if cell in b["cells"] and (changed := _changed(a["cells"][cell]["settings"], b["cells"][cell]["settings"])):
+            yield f"cell {cell} has other settings: {changed}"
+    for run, other in ((a, b), (b, a)):
+        for kind in ("cells", "workloads"):
+            if only := [name for name in run[kind] if name not in other[kind]]:
+                yield f"{kind} only in {run['run']}: {', '.join(only)}"
+        if not run["complete"]:
+            yield f"run {run['run']} is not complete"
+
+
+def slower(rows: Sequence[Row]) -> list[Row]:
+    """The rows by which the second run is worse than the first."""
+    return [row for row in rows if row["metric"] in DECIDING and row["verdict"] in (statistics.SLOWER, FAILED, analysis.WRONG)]
+
+
+def require_not_slower(rows: Sequence[Row]) -> None:
+    """Raise SlowerError, with the rows that say so, when the second run is slower than the first in a metric that decides."""
+    if worse := slower(rows):
+        raise SlowerError("\n".join(["slower than the reference, beyond noise:", *(f"  {_line(row)}" for row in worse)]),
+                          fix="look at what differs between the runs; measure both as cells of one run where the host may have changed")
+
+
+def _rows(a: Result, b: Result, cell: str, workload: str) -> Iterator[Row]:
+    place = {"cell": cell, "workload": workload}
+    nothing = vars(statistics.Comparison())
+    if changed := _changed(a["workloads"][workload]["load"], b["workloads"][workload]["load"]):
+        yield {**place, "metric": analysis.MAIN_METRIC, **nothing, "verdict": NOT_COMPARABLE, "why": f"the load differs: {changed}"}
+        return
+    reference, ours = (run["cells"][cell]["metrics"].get(workload) or {} for run in (a, b))
+    if reference and not ours and b["cells"][cell]["state"] == "failed":
+        yield {**place, "metric": analysis.MAIN_METRIC, **nothing, "verdict": FAILED, "why": b["cells"][cell]["reason"]}
+        return
+    wrong, before = (run["cells"][cell]["output_check"]["verdict"] == "different" for run in (b, a))
+    for metric, higher in analysis.HIGHER_IS_BETTER.items():
+        if metric in reference or metric in ours:
+            found, known = (side.get(metric) or {} for side in (ours, reference))
+            seen = statistics.compare(found.get("values") or [], known.get("values") or [], higher_is_better=higher,
+                                      cell_starts=found.get("starts") or [], control_starts=known.get("starts") or [])
+            yield {**place, "metric": metric, **vars(seen), **({"verdict": analysis.WRONG} if wrong and not before else {}),
+                   "why": "its answers at temperature 0 are not its control's" if wrong and not before else ""}
+
+
+def _changed(a: Mapping[str, str], b: Mapping[str, str]) -> str:
+    return ", ".join(f"{key} {_shown(a.get(key))} and {_shown(b.get(key))}" for key in sorted({*a, *b}) if a.get(key) != b.get(key))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {one}" for key, one in value.items())
+    return "not set" if value is None or value == "" else str(value)
+
+
+def _line(row: Row) -> str:
+    place = f"{row['cell']}, {row['workload']}: "
+    if row["ratio"] is None:
+        return f"{place}{row['verdict']}: {row['why']}"
+    said = f"{row['metric']} {row['ratio']:.3f} times the reference's (95 % interval {row['low']:.3f} to {row['high']:.3f})"
+    return place + said + (f", {row['why']}" if row["why"] else "")

@@ -1,0 +1,303 @@
+"""What a run recommends: the settings of the cells that were faster, and a profile made of them with the measured reason above each line."""
+
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle import ROOT, console, envfile, settings
+from bundle.errors import ConfigurationError
+
+Result = Mapping[str, Any]
+"""A run's result.json."""
+
+MAIN_METRIC = "output_tokens_per_s"
+GUARD_METRIC = "itl_ms_p99"
+"""What a faster cell must not worsen: the pause between two tokens that one request in a hundred sees."""
+WRITTEN_BY = "written by make bench-apply"
+NOT_MEASURED = "not measured"
+
+_SHARE = "ENGINE_GPU_MEMORY_UTILIZATION"
+_VLLM_SHARE = 0.92  # where none is set
+_AT_LATENCY = {"faster": "better", "slower": "worse"}
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_RESERVED = ("base", "site")
+_WIDTH = 150
+_REASON = "# Measured: "
+_CONTINUED = "#   "
+_OWN_SECTION = "#### Measured: what the profile did not have"
+
+
+def recommend(result: Result) -> dict[str, Any]:
+    """What `result` recommends on top of the control's profile.
+
+    {"base_profile", "set": [{"key", "value", "cell", "why"}], "kept": [{"key", "value", "why"}], "note"}; a value of "" means: not set.
+    """
+    picked = _pick(result)
+    return {"base_profile": picked.control["profile"], "set": picked.wanted(), "kept": picked.kept(), "note": " ".join(picked.notes())}
+
+
+def apply(result: Result, name: str, root: Path = ROOT) -> Path | None:
+    """Write the recommendation of `result` as env/`name`.env and return its path; None where nothing is to be changed, which is said.
+
+    Raises ConfigurationError, with nothing changed, for a name that is no profile's or is taken by a file of somebody else's, and where the
+    profile that it would become has errors.
+    """
+    wanted = recommend(result)
+    if not wanted["set"]:
+        console.result(f"nothing to write: {wanted['note']}")
+        return None
+    path = _place(name, root)
+    base = root / "env" / f"{wanted['base_profile']}.env"
+    if not base.is_file():
+        raise ConfigurationError(f"run {result['run']} was measured on profile {wanted['base_profile']}, and there is no {envfile.shown(base, root)}",
+                                 fix="git log --diff-filter=D -- env/ shows where it went")
+    text = profile_text(base.read_text(encoding="utf-8"), result, wanted)
+    before = path.read_bytes() if path.exists() else None
+    _write(path, text)
+    try:
+        settings.load(name, root=root).require()  # as the verbs will read it: with base.env and site.env
+    except ConfigurationError:
+        if before is None:
+            path.unlink()
+        else:
+            path.write_bytes(before)
+        raise
+    return path
+
+
+def profile_text(base: str, result: Result, wanted: Mapping[str, Any]) -> str:
+    """The env file `base` with what `wanted` sets in place, below the header by which `apply` knows its own files again.
+
+    Raises ConfigurationError for a setting that no env file can hold.
+    """
+    lines = base.split("\n")
+    if WRITTEN_BY in lines[0]:
+        del lines[0]
+    new: list[str] = []
+    for setting in wanted["set"]:
+        key, value = setting["key"], setting["value"]
+        _, problem = envfile.parse_assignment(f"{key}={value}", f"run {result['run']}")
+        if problem:
+            raise ConfigurationError(f"{problem}")
+        placed = [*_comment(setting["why"]), f"{key}={envfile.quote(value)}"]
+        at = _line_of(key, lines)
+        if at is None:
+            new += ["", *placed]
+        else:
+            begin = _without_reason(lines, at)
+            lines[begin:at + 1] = placed
+    body = "\n".join(lines).rstrip("\n")
+    heading = [] if not new or _OWN_SECTION in lines else ["", _OWN_SECTION]
+    header = f"# {wanted['base_profile']} with what run {result['run']} measured on {measured_on(result)}; {WRITTEN_BY}."
+    return "\n".join([" ".join(header.split()), body, *heading, *new]) + "\n"
+
+
+def measured_on(result: Result) -> str:
+    """The hardware in a few words, with the limit that it was held to."""
+    provenance = result.get("provenance") or {}
+    held = provenance.get("card_gib")
+    return (provenance.get("gpu") or "a CPU") + (f" held to {held:g} GiB" if held else "")
+
+
+def main_workload(result: Result) -> str:
+    """The workload that decides: the suite's first."""
+    return str(next(iter(result["workloads"])))
+
+
+def comparison(result: Result, cell: str, workload: str, metric: str) -> Mapping[str, Any]:
+    """How `cell` compares with the control in one metric; {} where nothing was compared."""
+    found = (one for one in result.get("comparisons") or () if (one["cell"], one["workload"], one["metric"]) == (cell, workload, metric))
+    return next(found, {})
+
+
+def times(compared: Mapping[str, Any]) -> str:
+    """A ratio in words: 1.42 times (95 % interval 1.38 to 1.46)."""
+    if not compared or compared.get("ratio") is None:
+        return NOT_MEASURED
+    low, high = compared.get("low"), compared.get("high")
+    return f"{compared['ratio']:.2f} times" + (f" (95 % interval {low:.2f} to {high:.2f})" if low is not None and high is not None else "")
+
+
+def changes(cell: Mapping[str, Any], control: Mapping[str, Any]) -> dict[str, str]:
+    """What `cell` has otherwise than `control`, of all that either sets; "" is "not set"."""
+    keys = dict.fromkeys([*_assigned(cell), *_assigned(control)])
+    return {key: _value(cell, key) for key in keys if _value(cell, key) != _value(control, key)}
+
+
+def objection(result: Result, name: str) -> str:
+    """Why the cell `name` is not to be recommended, judged on the main workload; "" where it is."""
+    cell, workload = result["cells"][name], main_workload(result)
+    compared, guard = (comparison(result, name, workload, metric) for metric in (MAIN_METRIC, GUARD_METRIC))
+    check = cell.get("output_check") or {}
+    if cell.get("state") == "failed":
+        return f"failed: {_first_line(cell.get('reason')) or 'no reason is known'}"
+    if check.get("verdict") == "different" or compared.get("verdict") == "wrong output":
+        return f"its answers at temperature 0 are not the control's ({check.get('equal', '?')} of {check.get('of', '?')} are equal)"
+    verdict = compared.get("verdict") or NOT_MEASURED
+    if verdict == "no difference seen":
+        smallest = compared.get("smallest")
+        return f"{times(compared)}: no difference seen" + (f"; one under {100 * smallest:.1f} % would not have shown" if smallest is not None else "")
+    if verdict != "faster":
+        return NOT_MEASURED if verdict == NOT_MEASURED else f"{times(compared)}: {verdict}"
+    if guard.get("verdict") == "slower":
+        return f"{times(compared)}: faster, but its P99 ITL is {times(guard)} the control's"
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picked:
+    """Which cells are recommended, and what became of the others."""
+
+    result: Result
+    tried: Mapping[str, Mapping[str, str]]
+    """What each cell on the control's profile has otherwise than the control."""
+    cells: tuple[str, ...]
+    """The recommended ones, the one that gained most first."""
+    values: Mapping[str, tuple[str, str]]
+    """Each key to set, with its value and the cell that it is from."""
+    refused: Mapping[str, str]
+    """Why each other cell is not recommended."""
+
+    @property
+    def control(self) -> Mapping[str, Any]:
+        return _control(self.result)
+
+    def before(self, key: str) -> str:
+        """What the control has for `key`, as its profile would say it."""
+        value, about = _value(self.control, key), self.result.get("provenance") or {}
+        if key == _SHARE and key not in _assigned(self.control) and about.get("card_gib") and about.get("gpu_memory_gib"):
+            # It was measured with a share of the larger GPU that is as much memory.
+            return f"{float(value or _VLLM_SHARE) * about['gpu_memory_gib'] / about['card_gib']:.2f}"
+        return value
+
+    def wanted(self) -> list[dict[str, str]]:
+        return [{"key": key, "value": value, "cell": name, "why": self._why(name, key)} for key, (value, name) in self.values.items()]
+
+    def kept(self) -> list[dict[str, str]]:
+        """The keys that stay as they are although a cell tried them otherwise, with what became of that."""
+        outcomes: dict[str, list[str]] = {}
+        for name, changed in self.tried.items():
+            for key, value in changed.items():
+                if key not in self.values and self.refused.get(name, NOT_MEASURED) != NOT_MEASURED:
+                    outcomes.setdefault(key, []).append(f"{value or 'not set'} (cell {name}): {self.refused[name]}")
+        return [{"key": key, "value": self.before(key), "why": "; ".join(found) + "."} for key, found in outcomes.items()]
+
+    def notes(self) -> Iterator[str]:
+        """What belongs beside the recommendation, a sentence or two each."""
+        control, profile = self.result["control"], self.control["profile"]
+        if not self.result.get("complete", True):
+            yield "The run is not complete."
+        if self.control.get("state") != "measured":
+            yield f"Nothing can be recommended: the control {control} was not measured."
+        elif not self.values:
+            yield f"No setting was faster than {control} beyond noise on {main_workload(self.result)}: keep the profile {profile} as it is."
+        if len(self.cells) > 1:
+            wanted = {key: value for key, (value, _) in self.values.items()}
+            together = [name for name in self.tried if self.tried[name] == wanted and self.result["cells"][name].get("state") == "measured"]
+            yield f"Their combination is what {together[0]} measured." if together else \
+                f"The settings of {_listed(self.cells)} were each measured alone; their combination was not measured."
+        for name, cell in self.result["cells"].items():
+            if name != control and name not in self.tried and not objection(self.result, name):
+                sets = f" with {' '.join(cell['sets'])}" if cell["sets"] else ""
+                ratio = times(comparison(self.result, name, main_workload(self.result), MAIN_METRIC))
+                yield f"The whole profile {cell['profile']}{sets} (cell {name}) gave {ratio} the control's output tokens/s."
+        if own := [f"{key}={value}" for key, value in _assigned(self.control).items()]:
+            yield f"The control ran with {' '.join(own)} over the profile, and a profile made of this does not hold that."
+
+    def _why(self, name: str, key: str) -> str:
+        workload = main_workload(self.result)
+        guard = comparison(self.result, name, workload, GUARD_METRIC)
+        others = [f"{other}={value}" for other, value in self.tried[name].items() if other != key]
+        parts = [f"{times(comparison(self.result, name, workload, MAIN_METRIC))} the output tokens/s with "
+                 f"{self.before(key) or 'it not set'}{' (together with ' + ', '.join(others) + ')' if others else ''}, "
+                 f"on {workload}, run {self.result['run']}",
+                 f"P99 ITL {NOT_MEASURED}" if guard.get("verdict", NOT_MEASURED) == NOT_MEASURED else
+                 f"P99 ITL {_AT_LATENCY.get(guard['verdict'], guard['verdict'])}, {times(guard)} the control's"]
+        if (self.result["cells"][name].get("output_check") or {}).get("verdict") != "same":
+            parts.append("answers may differ from the control's, and their quality was not measured")
+        return "; ".join(parts) + "."
+
+
+def _pick(result: Result) -> _Picked:
+    """Of each axis the cell that gained most; of two cells that contradict each other the one that gained more."""
+    cells, control = result["cells"], _control(result)
+    tried = {name: changed for name, cell in cells.items() if cell["profile"] == control["profile"] and (changed := changes(cell, control))}
+    refused = {name: why for name in tried if (why := objection(result, name))}
+    best: dict[str, str] = {}
+    values: dict[str, tuple[str, str]] = {}
+    for name in sorted((name for name in tried if name not in refused), key=lambda name: -_ratio(result, name)):
+        gained = times(comparison(result, name, main_workload(result), MAIN_METRIC))
+        contrary = [values[key][1] for key, value in tried[name].items() if key in values and values[key][0] != value]
+        if cells[name]["axis"] in best:
+            refused[name] = f"{gained}: faster, but less so than {best[cells[name]['axis']]}"
+        elif contrary:
+            refused[name] = f"{gained}: faster, but contrary to {contrary[0]}, which gained more"
+        else:
+            best[cells[name]["axis"]] = name
+            values |= {key: (value, name) for key, value in tried[name].items() if key not in values}
+    return _Picked(result=result, tried=tried, cells=tuple(best.values()), values=values, refused=refused)
+
+
+def _control(result: Result) -> Mapping[str, Any]:
+    control: Mapping[str, Any] = result["cells"][result["control"]]
+    return control
+
+
+def _ratio(result: Result, name: str) -> float:
+    ratio = comparison(result, name, main_workload(result), MAIN_METRIC).get("ratio")
+    return float(ratio) if ratio is not None else 0.0
+
+
+def _assigned(cell: Mapping[str, Any]) -> dict[str, str]:
+    return {text.partition("=")[0]: text.partition("=")[2] for text in cell.get("sets") or ()}
+
+
+def _value(cell: Mapping[str, Any], key: str) -> str:
+    """What `cell` was measured with; "" is "not set"."""
+    return _assigned(cell).get(key, str((cell.get("settings") or {}).get(key, "")))
+
+
+def _place(name: str, root: Path) -> Path:
+    path = root / "env" / f"{name}.env"
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        raise ConfigurationError(f"{name!r} cannot be the name of a profile", fix="lower-case letters, digits, - and _, not base or site: NAME=tuned")
+    if path.exists() and WRITTEN_BY not in path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]:
+        raise ConfigurationError(f"{envfile.shown(path, root)} is there already, and make bench-apply did not write it", fix="another NAME=")
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_suffix(".new")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _line_of(key: str, lines: list[str]) -> int | None:
+    """The line that sets `key`, or else the one that has it commented out."""
+    for pattern in (f"{re.escape(key)}=.*", f"# ?{re.escape(key)}=.*"):
+        if found := [number for number, line in enumerate(lines) if re.fullmatch(pattern, line)]:
+            return found[0]
+    return None
+
+
+def _without_reason(lines: list[str], at: int) -> int:
+    """Where the reason of an earlier run begins that stands right above line `at`; `at` where there is none."""
+    begin = at
+    while begin and lines[begin - 1].startswith(_CONTINUED):
+        begin -= 1
+    return begin - 1 if begin and lines[begin - 1].startswith(_REASON) else at
+
+
+def _comment(why: str) -> list[str]:
+    return textwrap.wrap(why, _WIDTH, initial_indent=_REASON, subsequent_indent=_CONTINUED, break_long_words=False, break_on_hyphens=False)
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0].rstrip(".")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,434 @@
+"""The report of a run: one self-contained HTML page and Markdown with the same content, for an operator who has two minutes."""
+
+import re
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from bundle.bench import plots, recommend
+from bundle.bench.recommend import GUARD_METRIC, MAIN_METRIC, NOT_MEASURED, Result, comparison
+
+_LATENCIES = {"ttft_ms": "TTFT", "itl_ms": "ITL", "tpot_ms": "TPOT", "e2e_ms": "whole request"}
+_FACTS = {"kv_cache_tokens": "KV cache, tokens", "kv_cache_gib": "KV cache, GiB", "weights_gib": "weights, GiB", "activation_gib": "activations, GiB",
+          "cuda_graphs_gib": "CUDA graphs, GiB", "non_torch_gib": "outside torch, GiB", "full_length_sequences": "requests of full length",
+          "attention_backend": "attention", "load_s": "load, s", "compile_s": "compile, s", "capture_s": "capture, s"}
+_QUEUE = {"success": "requests answered, %", "queue_ms_mean": "time in queue, ms", "waiting_max": "most waiting", "running_mean": "running, mean",
+          "running_max": "running, most", "preemptions": "preemptions", "prefix_hit_rate": "prefix cache hits, %",
+          "kv_cache_use_max": "KV cache in use, most, %"}
+_ENERGY = {"gpu_memory_gib_peak": "GPU memory at peak, GiB", "watts_mean": "watts, mean", "joules": "joules",
+           "tokens_per_joule": "output tokens per joule"}
+_SHARES = ("success", "prefix_hit_rate", "kv_cache_use_max")
+_WORSE = {"slower": " (worse)", "faster": " (better)"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows under columns; the first column names the row. `control` is the row that the others are compared with."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    control: int | None = None
+    numbers: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plots:
+    """Plots that stand beside each other, with what they show; in Markdown the table near them says the same."""
+
+    about: str
+    figures: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A heading and what stands below it: paragraphs (text), tables, plots, commands (tuples of lines). `level` is that of its heading."""
+
+    title: str
+    blocks: Sequence[str | Table | Plots | tuple[str, ...]]
+    level: int = 2
+
+    @property
+    def anchor(self) -> str:
+        return re.sub(r"\W+", "-", self.title.lower()).strip("-")
+
+
+def write(folder: Path, result: Result) -> None:
+    """Write report.md and report.html of `result` (analysis.analyse) into `folder`."""
+    parts = list(_parts(result))
+    for name in ("report.md", "report.html"):
+        text = _environment(name).get_template(f"{name}.j2").render(title=f"Benchmark {result['run']}", suite=result.get("suite", ""),
+                                                                    answer=answer(result), parts=parts)
+        (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
+
+
+def answer(result: Result) -> list[str]:
+    """What the run says, in a paragraph or two: what is fastest, by how much, and what to do."""
+    cells, control, workload = result["cells"], result["control"], recommend.main_workload(result)
+    said = []
+    if not result.get("complete", True):
+        said.append("**This run is not complete**: what follows holds for the engine starts that are done.")
+    if cells[control].get("state") != "measured":
+        why = _sentence(cells[control].get("reason")) + _sentence(cells[control].get("remedy"))
+        return [*said, f"**Nothing can be compared**: the control `{control}` was not measured. {why}".strip()]
+    ranked = sorted((one for name in cells if (one := comparison(result, name, workload, MAIN_METRIC)).get("verdict") == "faster"),
+                    key=lambda one: -float(one["ratio"]))
+    if not ranked:
+        compared = [one for name in cells if (one := comparison(result, name, workload, MAIN_METRIC)) and one.get("smallest") is not None]
+        seen = f" An effect of {_percent(max(one['smallest'] for one in compared))} would have shown in each." if compared else ""
+        others = "No cell was" if len(cells) > 1 else "The run has no other cell that could be"
+        said.append(f"**{others} faster than `{control}`** beyond noise on {workload} ({_metric(cells[control], workload, MAIN_METRIC)} output "
+                    f"tokens/s).{seen} Keep the profile `{cells[control]['profile']}` as it is.")
+    else:
+        best = ranked[0]["cell"]
+        said.append(f"**`{best}` is fastest on {workload}**: {recommend.times(ranked[0])} the output tokens/s of the control `{control}`, "
+                    f"{_metric(cells[best], workload, MAIN_METRIC)} against {_metric(cells[control], workload, MAIN_METRIC)}; P99 ITL "
+                    f"{_metric(cells[best], workload, GUARD_METRIC)} against {_metric(cells[control], workload, GUARD_METRIC)} ms"
+                    f"{_WORSE.get(comparison(result, best, workload, GUARD_METRIC).get('verdict', ''), '')}.")
+        found = recommend.recommend(result)
+        if why := recommend.objection(result, best):
+            said.append(f"It is not recommended: {why}.")
+        if found["set"]:
+            settings = ", ".join(f"`{setting['key']}={setting['value']}`" for setting in found["set"])
+            said.append(f"What to do: `make bench-apply RUN={result['run']}` writes a profile of `{found['base_profile']}` with {settings}.")
+        elif cells[best]["profile"] != cells[control]["profile"]:
+            said.append(f"It is a whole profile: `make up PROFILE={cells[best]['profile']}`.")
+    if wrong := [name for name, cell in cells.items() if (cell.get("output_check") or {}).get("verdict") == "different"]:
+        said.append(f"**Wrong output**: {_names(wrong)} did not give the control's answers at temperature 0, and must not be used however fast.")
+    if failed := [name for name, cell in cells.items() if cell.get("state") == "failed"]:
+        said.append(f"Failed: {_names(failed)}; the reasons are below.")
+    return [" ".join(said)]
+
+
+def _parts(result: Result) -> Iterator[Part]:
+    yield Part(title="What it was measured on", blocks=[_hardware(result)])
+    yield Part(title="Cells", blocks=[
+        "Medians with their 95 % bootstrap intervals. A cell is faster or slower only where the interval of its ratio to the control excludes 1 and "
+        "the effect is larger than the smallest that this run could have seen (\"would show from\"). Better and worse: beyond noise too."])
+    for workload in result["workloads"]:
+        yield Part(title=_title(result, workload), level=3, blocks=[_load(result, workload), _speeds(result, workload)])
+    yield Part(title="What did not run", blocks=[_failures(result)])
+    yield Part(title="Are the answers the same?", blocks=[
+        "Each cell answered the same prompts at temperature 0. Where a setting must not change what is computed, answers other than the control's "
+        "are an error.", _outputs(result)])
+    yield from _latencies(result)
+    yield from _memory_and_starts(result)
+    yield from _limits(result)
+    yield Part(title="What the engine said", blocks=[_engine(result)])
+    yield Part(title="Queue and caches", blocks=_by_workload(result, _QUEUE))
+    yield Part(title="GPU memory and energy", blocks=_by_workload(result, _ENERGY))
+    yield Part(title="Recommended settings", blocks=list(_recommended(result)))
+    yield Part(title="Where it comes from", blocks=[_provenance(result)])
+    yield Part(title="Repeat it", blocks=list(_repeat(result)))
+
+
+def _hardware(result: Result) -> Table:
+    about, model = result.get("provenance") or {}, result.get("model") or {}
+    settings = result["cells"][result["control"]].get("settings") or {}
+    total, held, together = about.get("gpu_memory_gib"), about.get("card_gib"), result.get("side_by_side") or 1
+    weights = "**random weights**, so its text is noise" if settings.get("ENGINE_LOAD_FORMAT") == "dummy" else ""
+    size = f"{model['weights_bytes'] / 2**30:.2f} GiB on disk" if model.get("weights_bytes") else ""
+    engine = about.get("engine") or {}
+    ceilings = result.get("ceilings") or {}
+    rates = ", ".join(f"{rate:,.0f} TFLOPS {kind}" for kind, rate in (ceilings.get("matmul_tflops") or {}).items() if rate)
+    copy = f"{ceilings['copy_gb_s']:,.0f} GB/s copied" if ceilings.get("copy_gb_s") else ""
+    gpu = about.get("gpu") or ("none: a CPU" if ceilings.get("device") == "cpu" else "")
+    budget = f"**{about.get('gpu')} held to {held:g} GiB; no claim about another GPU**" if held else f"{total:.2f} GiB" if total else ""
+    commit, changed = about.get("git_commit"), " with changes that are not committed" if about.get("git_dirty") else ""
+    images = ", ".join(f"{name} `{image}`" for name, image in (about.get("image") or {}).items())
+    return _facts({
+        "GPU": gpu, "driver": about.get("driver"), "GPU memory": budget, "engine": ", ".join(f"{name} {version}" for name, version in engine.items()),
+        "model": "; ".join(part for part in (model.get("name"), size, weights) if part), "runtime": about.get("runtime"),
+        "engines at once": f"{together} side by side on one GPU, its memory shared out; one is measured at a time" if together > 1 else "1",
+        "measured limits": ", ".join(part for part in (copy, rates) if part),
+        "git commit": f"`{commit}`{changed}" if commit else "", "images": images,
+        "matrix": f"sha256 `{about['matrix_sha256']}`" if about.get("matrix_sha256") else ""})
+
+
+def _speeds(result: Result, workload: str) -> Table:
+    """The fastest cell first, wrong output last."""
+    cells, control = result["cells"], result["control"]
+    order = sorted((name for name, cell in cells.items() if cell.get("state") != "failed"), key=lambda name: (
+        comparison(result, name, workload, MAIN_METRIC).get("verdict") == "wrong output", -(_number(cells[name], workload, MAIN_METRIC) or 0.0)))
+    rows = []
+    for name in order:
+        compared = comparison(result, name, workload, MAIN_METRIC)
+        smallest = compared.get("smallest")
+        latencies = [_metric(cells[name], workload, metric) + _WORSE.get(comparison(result, name, workload, metric).get("verdict", ""), "")
+                     for metric in ("ttft_ms_p99", GUARD_METRIC)]
+        rows.append([_named(result, name), _metric(cells[name], workload, MAIN_METRIC, interval=True),
+                     "1" if name == control else _ratio(compared), "" if name == control else compared.get("verdict") or NOT_MEASURED, *latencies,
+                     "" if name == control else NOT_MEASURED if smallest is None else _percent(smallest)])
+    return Table(columns=("cell", "output tokens/s", "to control", "verdict", "P99 TTFT, ms", "P99 ITL, ms", "would show from"), rows=rows,
+                 control=order.index(control) if control in order else None)
+
+
+def _failures(result: Result) -> Table | str:
+    rows = [[name, str(cell["state"]), cell.get("reason") or NOT_MEASURED, cell.get("remedy") or "none is known"]
+            for name, cell in result["cells"].items() if cell.get("state") != "measured" or cell.get("reason")]
+    return Table(columns=("cell", "state", "reason", "remedy"), rows=rows, numbers=False) if rows else "Every cell started and was measured."
+
+
+def _outputs(result: Result) -> Table:
+    rows = []
+    for name, cell in result["cells"].items():
+        check = cell.get("output_check") or {}
+        if name != result["control"] and cell.get("state") == "measured":
+            equal = f"{check['equal']} of {check['of']}" if check.get("of") else NOT_MEASURED
+            rows.append([name, cell.get("outputs", ""), check.get("verdict") or NOT_MEASURED, equal])
+    return Table(columns=("cell", "its answers", "verdict", "equal answers"), rows=rows, numbers=False)
+
+
+def _latencies(result: Result) -> Iterator[Part]:
+    figures = [figure for workload in result["workloads"] for metric, label in ((GUARD_METRIC, "P99 ITL"), ("ttft_ms_p99", "P99 TTFT"))
+               if (figure := plots.throughput_against_latency(result, workload, metric, f"{workload}: {label}"))]
+    yield Part(title="Throughput against latency", blocks=[Plots(
+        about="Up and to the left is better. The line is the Pareto front: no cell on it is beaten in both. Diamond: the control. Cross: wrong "
+              "output, which is no part of the front. Points without room for a name are in the tables.", figures=figures)] if figures
+               else [NOT_MEASURED])
+    blocks: list[str | Table | Plots] = ["Milliseconds, medians of the loads. TTFT: time to the first token. ITL: time between two tokens. TPOT: a "
+                                         "request's mean time for each token after the first."]
+    for workload in result["workloads"]:
+        figures = [figure for metric in plots.LATENCIES if (figure := plots.distribution(result, workload, metric))]
+        if figures:
+            blocks.append(Plots(about=f"{workload}: the line runs from P5 to P99 (red), the bar is the middle half, white in it the median.",
+                                figures=figures))
+        shares = [(f"{metric}_p{share}", f"{name} P{share}") for metric, name in _LATENCIES.items() for share in (50, 95, 99)]
+        blocks.append(_metrics(result, workload, dict(shares)))
+    yield Part(title="Latency", blocks=blocks)
+
+
+def _memory_and_starts(result: Result) -> Iterator[Part]:
+    memory = plots.memory(result)
+    yield Part(title="GPU memory over time", blocks=[Plots(about="One start of each cell with the loads after it; grey: cells that are not named.", figures=[memory])] if memory
+               else [NOT_MEASURED])
+    starts, phases = result.get("starts") or {}, plots.start_phases(result)
+    ratio = starts.get("warm_to_cold")
+    blocks: list[str | Table | Plots] = [
+        f"A warm start of the control takes {ratio:.2f} of a cold one (nothing compiled yet)." if ratio is not None
+        else f"Warm against cold for the control: {NOT_MEASURED}."]
+    if phases:
+        blocks.append(Plots(about="Where a start spends its time.", figures=[phases]))
+    rows = []
+    for name, cell in result["cells"].items():
+        ok = [start for start in cell.get("starts") or () if start.get("ok")]
+        cold, warm = ([float(start["seconds"]) for start in ok if bool(start.get("cold")) == kind] for kind in (True, False))
+        rows.append([_named(result, name), *(_plain(statistics.median(seconds)) if seconds else NOT_MEASURED for seconds in (cold, warm)),
+                     str(len(ok)), str(len(cell.get("starts") or ()) - len(ok))])
+    blocks.append(_table(result, ("cell", "cold, s", "warm, s", "starts", "failed starts"), rows))
+    if split := _phases(result["cells"][result["control"]]):
+        blocks += ["The control's start by phase, in seconds:", split]
+    yield Part(title="Start", blocks=blocks)
+
+
+def _phases(control: Mapping[str, Any]) -> Table | None:
+    kinds = [dict(plots.typical_start(control, cold=cold).get("phases") or ()) for cold in (True, False)]
+    names = list(dict.fromkeys(name for phases in kinds for name in phases))
+    rows = [[name, *(_plain(phases[name]) if name in phases else ("0" if phases else NOT_MEASURED) for phases in kinds)] for name in names]
+    return Table(columns=("phase", "cold", "warm"), rows=rows) if rows else None
+
+
+def _limits(result: Result) -> Iterator[Part]:
+    blocks: list[str | Table | Plots] = [
+        "The least time that the same work can take, at the copy bandwidth and matrix rate measured in this run, as a share of the time that it "
+        "took. What is missing to 100 % is overhead and waiting."]
+    for workload in result["workloads"]:
+        rows: list[list[str]] = []
+        for name, cell in result["cells"].items():
+            if found := (cell.get("roofline") or {}).get(workload):
+                share = found.get("share_of_limit")
+                rows.append([_named(result, name), NOT_MEASURED if share is None else _percent(share), found.get("bound") or NOT_MEASURED,
+                             found.get("limited_by") or NOT_MEASURED, *(_plain(found.get(key)) for key in ("prefill_s", "decode_s", "measured_s"))])
+        if rows:
+            if figure := plots.roofline(result, workload):
+                blocks.append(Plots(about=workload, figures=[figure]))
+            columns = (workload, "of the limit", "bound", "limited by", "prefill, least s", "decode, least s", "measured s")
+            blocks.append(_table(result, columns, rows))
+    unknown = dict.fromkeys(why for cell in result["cells"].values() if (why := cell.get("roofline_unknown")))
+    blocks += [f"Not computed for {_names([name for name, cell in result['cells'].items() if cell.get('roofline_unknown') == why])}: {why}"
+               for why in unknown]
+    yield Part(title="Distance from the limit", blocks=blocks if len(blocks) > 1 else [NOT_MEASURED])
+    yield Part(title="Concurrency within limits", blocks=list(_concurrency(result)) or [NOT_MEASURED])
+
+
+def _concurrency(result: Result) -> Iterator[str | Table | Plots]:
+    for workload, about in result["workloads"].items():
+        held = {name: most for name, cell in result["cells"].items() if (most := plots.most_held(cell, workload))}
+        limits = about.get("slo") or {}
+        if not held:
+            continue
+        success = _percent(limits["success"]) if limits.get("success") is not None else NOT_MEASURED
+        yield f"{workload}: P99 TTFT at most {_plain(limits.get('ttft_ms_p99'))} ms, P99 ITL at most {_plain(limits.get('itl_ms_p99'))} ms, " \
+            f"{success} of the requests answered; searched up to {_plain(limits.get('most'))}."
+        if figure := plots.concurrency(result, workload):
+            yield Plots(about="The bar is the median, a dot is one search.", figures=[figure])
+        rows = [[_named(result, name), _plain(statistics.median(most)), ", ".join(map(_plain, most))] for name, most in held.items()]
+        yield _table(result, (workload, "most concurrent requests", "each search"), rows)
+
+
+def _engine(result: Result) -> Table | str:
+    facts: dict[str, Mapping[str, Any]] = {name: next((start["facts"] for start in cell.get("starts") or () if start.get("facts")), {})
+                                           for name, cell in result["cells"].items()}
+    known = [key for key in _FACTS if any(key in found for found in facts.values())]
+    if not known:
+        return NOT_MEASURED
+    return _table(result, ("cell", *(_FACTS[key] for key in known)),
+                  [[_named(result, name), *(_plain(found.get(key)) for key in known)] for name, found in facts.items() if found])
+
+
+def _by_workload(result: Result, names: Mapping[str, str]) -> list[str | Table | Plots]:
+    return [_metrics(result, workload, names) for workload in result["workloads"]]
+
+
+def _metrics(result: Result, workload: str, names: Mapping[str, str]) -> Table | str:
+    """The medians of the metrics in `names`, for each cell; those that no cell has stand below as not measured."""
+    measured = {name: cell for name, cell in result["cells"].items() if cell.get("state") == "measured"}
+    known = {key: label for key, label in names.items() if any(_number(cell, workload, key) is not None for cell in measured.values())}
+    if not known:
+        return f"{workload}: {NOT_MEASURED}."
+    rows = [[_named(result, name), *(_share_or_plain(_number(cell, workload, key), key) for key in known)] for name, cell in measured.items()]
+    return _table(result, (workload, *known.values()), rows)
+
+
+def _recommended(result: Result) -> Iterator[str | Table | tuple[str, ...]]:
+    found = recommend.recommend(result)
+    if found["set"]:
+        yield f"Over the profile `{found['base_profile']}`:"
+        yield Table(columns=("setting", "value", "cell", "why"), numbers=False,
+                    rows=[[f"`{one['key']}`", f"`{one['value']}`" if one["value"] else "not set", one["cell"], one["why"]] for one in found["set"]])
+        yield (f"make bench-apply RUN={result['run']}",)
+    if found["note"]:
+        yield found["note"]
+    if found["kept"]:
+        yield "Tried otherwise, and kept:"
+        yield Table(columns=("setting", "stays", "tried"), numbers=False,
+                    rows=[[f"`{one['key']}`", f"`{one['value']}`" if one["value"] else "not set", one["why"]] for one in found["kept"]])
+
+
+def _provenance(result: Result) -> Table:
+    about, cells = result.get("provenance") or {}, result["cells"]
+    host = about.get("host") or {}
+    shape = (result.get("model") or {}).get("config") or {}
+    described = [f"{key} {shape[key]}" for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
+                 if shape.get(key)]
+    return _facts({
+        "run": result["run"], "suite": result.get("suite"), "began": _utc(result.get("started")), "ended": _utc(result.get("finished")),
+        "complete": "yes" if result.get("complete") else "no", "rounds": f"{result.get('rounds')}, forwards and backwards through the cells in turn",
+        "loads in a round": f"{result.get('repeats')} of each workload",
+        "engine starts": str(sum(len(cell.get("starts") or ()) for cell in cells.values())),
+        "host": f"{host.get('cpus')} CPUs, {host.get('memory_gib', 0):.0f} GiB of memory" if host else "", "Python": about.get("python"),
+        "model's shape": ", ".join([*(shape.get("architectures") or ()), *described]),
+        "cells": "; ".join(f"{name}: profile {cell['profile']}{' with ' + ' '.join(f'`{line}`' for line in cell['sets']) if cell['sets'] else ''}"
+                           for name, cell in cells.items())})
+
+
+def _repeat(result: Result) -> Iterator[str | tuple[str, ...]]:
+    about = result.get("provenance") or {}
+    options = [f"SUITE={result['suite']}"] if result.get("suite") else []
+    options += ["RUNTIME=process"] if about.get("runtime") == "process" else []
+    options += [f"CARD_GIB={about['card_gib']:g}"] if about.get("card_gib") else []
+    options += [f"SIDE_BY_SIDE={result['side_by_side']}"] if (result.get("side_by_side") or 1) > 1 else []
+    yield "With the same commit, model and env files on such a host; then hold the new run against this one (exit 6: slower beyond noise):"
+    checkout = [f"git checkout {about['git_commit']}"] if about.get("git_commit") else []
+    yield (*checkout, f"make bench {' '.join(options)} RUN=again", f"make bench-compare A={result['run']} B=again")
+    yield "Everything here is in result.json beside this file; each engine start is a file in legs/."
+
+
+def _title(result: Result, workload: str) -> str:
+    return f"{workload} (decides)" if workload == recommend.main_workload(result) and len(result["workloads"]) > 1 else workload
+
+
+def _load(result: Result, workload: str) -> str:
+    about = result["workloads"][workload]
+    load = ", ".join(f"{key} {value}" for key, value in (about.get("load") or {}).items())
+    return f"{_sentence(about.get('about'))}Load: {load}." if load else _sentence(about.get("about")).strip()
+
+
+def _named(result: Result, name: str) -> str:
+    return f"{name} (control)" if name == result["control"] != "control" else name
+
+
+def _table(result: Result, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    control = _named(result, result["control"])
+    return Table(columns=columns, rows=rows, control=next((at for at, row in enumerate(rows) if row[0] == control), None))
+
+
+def _facts(facts: Mapping[str, str | None]) -> Table:
+    return Table(columns=("", ""), rows=[[name, value or NOT_MEASURED] for name, value in facts.items()], numbers=False)
+
+
+def _number(cell: Mapping[str, Any], workload: str, metric: str) -> float | None:
+    value = (((cell.get("metrics") or {}).get(workload) or {}).get(metric) or {}).get("median")
+    return None if value is None else float(value)
+
+
+def _metric(cell: Mapping[str, Any], workload: str, metric: str, *, interval: bool = False) -> str:
+    found = ((cell.get("metrics") or {}).get(workload) or {}).get(metric) or {}
+    low, high = found.get("low"), found.get("high")
+    ends = f" ({_plain(low)}–{_plain(high)})" if interval and low is not None and high is not None else ""
+    return _plain(found.get("median")) + ends
+
+
+def _plain(value: object) -> str:
+    """A number with as many digits as it is worth; "not measured" for none."""
+    if value is None:
+        return NOT_MEASURED
+    if not isinstance(value, (int, float)):
+        return str(value)
+    digits = 0 if abs(value) >= 100 or value == int(value) else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}"
+
+
+def _share_or_plain(value: float | None, key: str) -> str:
+    return _plain(None if value is None else 100 * value if key in _SHARES else value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.{0 if share >= 0.1 else 1}f} %"
+
+
+def _ratio(compared: Mapping[str, Any]) -> str:
+    if compared.get("ratio") is None:
+        return NOT_MEASURED
+    low, high = compared.get("low"), compared.get("high")
+    return f"{compared['ratio']:.2f}" + (f" ({low:.2f}–{high:.2f})" if low is not None and high is not None else "")
+
+
+def _sentence(text: str | None) -> str:
+    text = (text or "").strip()
+    return "" if not text else f"{text[0].upper()}{text[1:].rstrip('.')}. "
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _utc(seconds: object) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds)) if isinstance(seconds, (int, float)) and not isinstance(seconds, bool) else \
+        str(seconds or "")
+
+
+def _environment(name: str) -> Environment:
+    made = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=name.endswith(".html"), undefined=StrictUndefined,
+                       trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"rich": _rich, "cell": _cell}
+    made.tests |= {"table": lambda block: isinstance(block, Table), "plots": lambda block: isinstance(block, Plots),
+                   "commands": lambda block: isinstance(block, tuple)}
+    made.globals["tone"] = {"faster": "good", "slower": "bad", "wrong output": "bad", "different": "bad", "failed": "bad", NOT_MEASURED: "none"}.get
+    return made
+
+
+def _rich(text: str) -> Markup:
+    """`code` and **strong** of a text as HTML; everything else in it is text."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", marked))  # noqa: S704  (escaped above)
+
+
+def _cell(text: str) -> str:
+    """A text as a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,443 @@
+"""Measure a suite: every cell against the control in one run, forwards and backwards through the cells, one leg file for every engine start."""
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bundle import console, diagnosis
+from bundle.bench import gpusampler, slo, startphases
+from bundle.bench.agent import Agent, AgentError
+from bundle.bench.matrix import Cell, Suite, Workload
+from bundle.bench.runtimes import Engine, Runtime, StartFailed
+from bundle.errors import ConfigurationError
+from bundle.settings import Settings
+
+PROMPTS = tuple(f"{count}. {text}" for count, text in enumerate((
+    "The capital of France is", "def fibonacci(n):", "Water boils at", "import os\nimport sys\n", "Once upon a time there was",
+    "SELECT name FROM"), start=1))
+OUTPUT_TOKENS = 32
+AGENT_START_S = 300.0
+LOAD_LIMIT_S = 3600.0
+LOG_TAIL = 40
+WARM_UP_SHARE = 8
+"""A warm-up sends one in so many of the requests that a measured load sends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be measured, all of it known and checked before anything starts."""
+
+    run: str
+    folder: Path
+    suite: Suite
+    settings: Mapping[str, Settings]
+    """Of every cell, by its name."""
+    matrix_sha256: str
+    side_by_side: int
+    """Engines that are up at once; 1: one after the other, with a start for every visit."""
+    card_gib: float | None
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return (self.suite.control, *self.suite.cells)
+
+    def visits(self) -> list[tuple[int, Cell]]:
+        """Every visit as (round, cell): A B C, C B A, A B C, …, so that a drift of the machine falls on all cells alike."""
+        return [(number, cell) for number in range(self.suite.rounds) for cell in (self.cells if number % 2 == 0 else self.cells[::-1])]
+
+
+@dataclass(kw_only=True)
+class Leg:
+    """One start of an engine and everything that was measured on it; `write` puts it on disk whole or not at all."""
+
+    folder: Path
+    order: int
+    cell: str
+    round: int
+    data: dict[str, Any]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.order:03d}-{self.cell}.json"
+
+    def write(self) -> None:
+        write_json(self.path, {"cell": self.cell, "order": self.order, "round": self.round} | self.data)
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """What is done and how long the rest will take, judged by what was done in this call."""
+
+    todo: int
+    started: float = field(default_factory=time.monotonic)
+    done: int = 0
+
+    def next(self, what: str) -> None:
+        left = ""
+        if self.done:
+            left = f", about {_duration((time.monotonic() - self.started) / self.done * (self.todo - self.done))} left"
+        console.note(f"[{self.done + 1}/{self.todo}] {what}{left}")
+
+    def count(self) -> None:
+        self.done += 1
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """`value` as JSON at `path`, in one step: a reader, or a run that is resumed, never finds half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def read_legs(folder: Path) -> list[dict[str, Any]]:
+    """The legs of a run in the order of their starts."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "legs").glob("*.json"))]
+
+
+def run(job: Job, runtime: Runtime) -> None:
+    """Measure all of `job` that its folder does not hold yet. Raises PrerequisiteError before anything is started, ConfigurationError when the
+    folder holds another run. A cell that does not start is a result, not an error."""
+    runtime.prepare(list(job.settings.values()))
+    try:
+        _open(job, runtime)
+        measured = _Measured(job, runtime)
+        try:
+            if job.side_by_side > 1:
+                measured.side_by_side()
+            else:
+                measured.one_by_one()
+        finally:
+            measured.agents.close()
+    finally:
+        runtime.close()
+
+
+def _open(job: Job, runtime: Runtime) -> None:
+    """Write run.json, or hold it against the one that is there."""
+    path = job.folder / "run.json"
+    plan = {"suite": job.suite.name, "control": job.suite.control.name, "rounds": job.suite.rounds, "repeats": job.suite.repeats,
+            "side_by_side": job.side_by_side, "cells": {cell.name: _cell(cell, job.settings[cell.name]) for cell in job.cells},
+            "workloads": {load.name: _workload(load) for load in job.suite.workloads}}
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(key for key, value in plan.items() if before.get(key) != json.loads(json.dumps(value)))
+        if changed:
+            raise ConfigurationError(f"{path}: this run was begun with other {', '.join(changed)}; its halves could not be compared",
+                                     fix="give the options that it was begun with, or begin a new run (another RUN=)")
+        console.note(f"going on with {job.run}: {len(read_legs(job.folder))} starts are measured")
+        return
+    with console.step("what this hardware can do: copy bandwidth and matrix product"):
+        ceilings = runtime.probe()
+    provenance = runtime.provenance() | {"card_gib": job.card_gib, "matrix_sha256": job.matrix_sha256}
+    write_json(path, {"schema": 1, "run": job.run, "started": time.time(), "provenance": provenance, "ceilings": ceilings, "model": {}} | plan)
+
+
+def _cell(cell: Cell, settings: Settings) -> dict[str, Any]:
+    own = {key: settings.value(key) for key in settings.entries if key.startswith("ENGINE_") and settings.value(key)} | dict(settings.environment)
+    return {"axis": cell.axis, "about": cell.about, "profile": cell.profile, "sets": list(cell.sets), "outputs": cell.outputs, "settings": own}
+
+
+def _workload(workload: Workload) -> dict[str, Any]:
+    limits = None if workload.slo is None else vars(workload.slo) | {}
+    return {"about": workload.about, "load": dict(workload.load), "slo": limits}
+
+
+class _Measured:
+    """One call's work on a job."""
+
+    def __init__(self, job: Job, runtime: Runtime) -> None:
+        self.job, self.runtime, self.agents = job, runtime, _Agents(job.folder)
+        self.legs = read_legs(job.folder)
+        self.first = self.order = 1 + max((leg["order"] for leg in self.legs), default=-1)
+
+    def one_by_one(self) -> None:
+        """An engine start for every visit."""
+        done = {(leg["round"], leg["cell"]) for leg in self.legs if not leg["error"]}
+        dead = {leg["cell"] for leg in self.legs if not leg["start"]["ok"]}
+        todo = [(number, cell) for number, cell in self.job.visits() if (number, cell.name) not in done]
+        progress = Progress(todo=len(todo))
+        with gpusampler.Sampler() as gpu:
+            for number, cell in todo:
+                if cell.name in dead:  # it failed for a reason of its own, and would again
+                    progress.count()
+                    continue
+                progress.next(f"{cell.name}, round {number + 1} of {self.job.suite.rounds}")
+                engine = self._start(cell, number, gpu)
+                if engine is None:
+                    dead.add(cell.name)
+                else:
+                    with self._closing(engine, cell, number) as visit:
+                        visit.measure(gpu, alone=True)
+                        visit.search()
+                progress.count()
+
+    def side_by_side(self) -> None:
+        """Several engines up at once, the control in every group; visits go forwards and backwards through the group without a restart."""
+        complete = {leg["cell"] for leg in self.legs if not leg["start"]["ok"] or leg.get("visits", 0) >= self.job.suite.rounds}
+        todo = [cell for cell in self.job.suite.cells if cell.name not in complete]
+        width = self.job.side_by_side - 1
+        groups = [todo[at:at + width] for at in range(0, len(todo), width)] or [[]] * (self.job.suite.control.name not in complete)
+        progress = Progress(todo=len(groups))
+        control: _Visit | None = None
+        with gpusampler.Sampler() as gpu:
+            try:
+                for number, group in enumerate(groups):
+                    progress.next("side by side: " + ", ".join(cell.name for cell in (self.job.suite.control, *group)))
+                    new = group if control else [self.job.suite.control, *group]
+                    visits = self._start_together(new, gpu)
+                    if control is None:
+                        if not visits or visits[0].cell is not self.job.suite.control:
+                            _stop_all(visits)
+                            return
+                        control = visits.pop(0)
+                    try:
+                        for turn in range(self.job.suite.rounds):
+                            together = [control, *visits]
+                            for visit in together if turn % 2 == 0 else together[::-1]:
+                                visit.measure(gpu, alone=False, salt=number)
+                    finally:
+                        _stop_all(visits)
+                    progress.count()
+            finally:
+                _stop_all([control] if control else [])
+
+    def _start(self, cell: Cell, number: int, gpu: gpusampler.Sampler) -> Engine | None:
+        asked = time.time()
+        try:
+            return self.runtime.start(self.job.settings[cell.name], f"{self.order:03d}-{cell.name}")
+        except StartFailed as failed:
+            self._failed(cell, number, failed, asked, gpu)
+            return None
+
+    def _failed(self, cell: Cell, number: int, failed: StartFailed, asked: float, gpu: gpusampler.Sampler) -> None:
+        console.note(f"  {cell.name} did not start: {failed.reason}")
+        leg = self._leg(cell, number, {"ok": False, "cold": self._cold(), "seconds": time.time() - asked, "phases": [],
+                                       "facts": startphases.facts(failed.log), "reason": failed.reason, "remedy": failed.remedy, "log_tail": [text for _, text in failed.log[-LOG_TAIL:]]})
+        leg.data["memory"] = _memory(gpu, asked)
+        leg.write()
+
+    def _leg(self, cell: Cell, number: int, start: Mapping[str, Any]) -> Leg:
+        settings = self.job.settings[cell.name]
+        shown = {"argv": list(settings.argv), "environment": dict(settings.environment)}
+        digest = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
+        leg = Leg(folder=self.job.folder / "legs", order=self.order, cell=cell.name, round=number, data={
+            "settings": shown | {"sha256": digest}, "start": dict(start), "outputs": [], "samples": [], "slo": [],
+            "memory": {"t_s": [], "gib": []}, "visits": 0, "error": ""})
+        self.order += 1
+        return leg
+
+    def _cold(self) -> bool:
+        """Whether nothing has yet filled the caches, which go with the end of a call: only its first start is certain to compile everything."""
+        return self.order == self.first
+
+    @contextmanager
+    def _closing(self, engine: Engine, cell: Cell, number: int) -> Iterator["_Visit"]:
+        visit = self._visit(engine, cell, number)
+        try:
+            yield visit
+        finally:
+            visit.stop()
+
+    def _visit(self, engine: Engine, cell: Cell, number: int) -> "_Visit":
+        seconds = engine.ready - engine.started - engine.held_s
+        log = engine.log()
+        leg = self._leg(cell, number, {
+            "ok": True, "cold": self._cold(), "seconds": seconds, "phases": startphases.phases(log, engine.started, engine.ready, engine.held_s),
+            "facts": startphases.facts(log), "reason": "", "remedy": "", "log_tail": []})
+        console.note(f"  {cell.name} ready after {seconds:.0f} s")
+        return _Visit(job=self.job, cell=cell, engine=engine, leg=leg, agents=self.agents)
+
+    def _start_together(self, cells: Sequence[Cell], gpu: gpusampler.Sampler) -> list["_Visit"]:
+        first, asked = self.order, time.time()
+        pairs = [(self.job.settings[cell.name], f"{first + at:03d}-{cell.name}") for at, cell in enumerate(cells)]
+        visits = []
+        for cell, outcome in zip(cells, self.runtime.start_together(pairs), strict=True):
+            if isinstance(outcome, StartFailed):
+                self._failed(cell, 0, outcome, asked, gpu)
+            else:
+                visits.append(self._visit(outcome, cell, 0))
+        return visits
+
+
+class _Agents:
+    """The agent beside the engines: one process for all engines that it can reach, because its imports take ten seconds and more."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.agent: Agent | None = None
+        self.argv: tuple[str, ...] = ()
+
+    def beside(self, engine: Engine, leg: Leg) -> Agent:
+        """The agent for `engine`, started where there is none. Raises AgentError when it does not start."""
+        argv = tuple(engine.agent_argv)
+        if self.agent is None or self.argv != argv or not self.agent.alive():
+            self.close()
+            log = self.folder / "logs" / f"{leg.order:03d}-{leg.cell}.agent.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            self.agent, self.argv = Agent(argv, env=engine.agent_environment, log=log, ready_limit_s=AGENT_START_S), argv
+        return self.agent
+
+    def close(self) -> None:
+        if self.agent is not None:
+            self.agent.close()
+        self.agent = None
+
+
+@dataclass(kw_only=True)
+class _Visit:
+    """A running engine with its agent, being measured; the leg is on disk after each load."""
+
+    job: Job
+    cell: Cell
+    engine: Engine
+    leg: Leg
+    agents: "_Agents"
+
+    def measure(self, gpu: gpusampler.Sampler, *, alone: bool, salt: int = 0) -> None:
+        """Every workload `repeats` times, after a warm-up of each; at the first visit the outputs at temperature 0 too.
+
+        What goes wrong ends in the leg's `error`: an engine that dies under load is a result.
+        """
+        turn = self.leg.data["visits"]
+        try:
+            agent = self.agents.beside(self.engine, self.leg)
+            if turn == 0:
+                self.leg.data["outputs"] = agent.outputs(PROMPTS, base_url=self.engine.base_url, served_model_name=self.engine.served_model_name,
+                                                         max_tokens=OUTPUT_TOKENS, limit_s=LOAD_LIMIT_S)
+                self._note_model(agent)
+                for workload in self.job.suite.workloads:
+                    self._load(agent, workload, seed=self._seed(workload, "warm-up", salt, turn), requests=_warm_up(workload))
+            for repeat in range(self.job.suite.repeats):
+                for workload in self.job.suite.workloads:
+                    seed = self._seed(workload, str(repeat), salt, turn)
+                    answer = self._load(agent, workload, seed=seed)
+                    series = gpu.window(answer["at"], answer["at"] + answer["seconds"])
+                    _add_gpu(answer, series, alone=alone)
+                    self.leg.data["samples"].append({"workload": workload.name, "repeat": repeat, "turn": turn, "seed": seed, "gpu": series} | answer)
+                    console.note(f"  {self.cell.name} · {workload.name}: {_line(answer)}")
+        except AgentError as error:
+            self.leg.data["error"] = str(error)
+            console.warn(f"{self.cell.name}: {error}")
+        self.leg.data["visits"] += 1
+        if alone:
+            self.leg.data["memory"] = _memory(gpu, self.engine.started)
+        self.leg.write()
+
+    def search(self) -> None:
+        """In the first round: the most concurrent requests that each workload's limits hold, searched with short loads."""
+        for workload in self.job.suite.workloads:
+            if workload.slo is None or self.leg.round != 0 or self.leg.data["error"]:
+                continue
+            limits = workload.slo
+
+            def holds(concurrency: int, workload: Workload = workload) -> dict[str, Any]:
+                options = {"max-concurrency": str(concurrency), "request-rate": "inf", "num-prompts": str(max(3 * concurrency, 16))}
+                seed = self._seed(workload, f"slo {concurrency}", 0, 0)
+                answer = self._load(self.agents.beside(self.engine, self.leg), workload, seed=seed, options=options)
+                step = _judged(answer, workload)
+                console.note(f"  {self.cell.name} · {workload.name}: {concurrency} concurrent requests {'held' if step['held'] else 'not held'}")
+                return step
+
+            try:
+                most, steps = slo.search(holds, start=limits.start, most=limits.most)
+                ended = "limit" if most >= limits.most else "slo"
+                self.leg.data["slo"].append({"workload": workload.name, "most": most, "ended_by": ended, "steps": steps})
+            except AgentError as error:
+                self.leg.data["error"] = str(error)
+                console.warn(f"{self.cell.name}: {error}")
+            self.leg.write()
+
+    def stop(self) -> None:
+        """End the engine; what was measured on it stays."""
+        self.engine.stop()
+        if not self.leg.path.exists():  # interrupted before the first load was through: the start itself is worth keeping
+            self.leg.data["error"] = "interrupted"
+            self.leg.write()
+
+    def _load(self, agent: Agent, workload: Workload, *, seed: int, requests: int | None = None,
+              options: Mapping[str, str] | None = None) -> dict[str, Any]:
+        given = dict(workload.load) | dict(options or {}) | {"seed": str(seed)}
+        if requests is not None:
+            given["num-prompts"] = str(requests)
+        answer = agent.load(given, base_url=self.engine.base_url, model=self.engine.model, served_model_name=self.engine.served_model_name,
+                            limit_s=LOAD_LIMIT_S)
+        if not self.engine.alive():
+            raise AgentError(f"the engine ended under load: {diagnosis.last_error(chr(10).join(text for _, text in self.engine.log()))}")
+        return answer
+
+    def _seed(self, workload: Workload, what: str, salt: int, turn: int) -> int:
+        """The same for every cell at the same place of the schedule, so that all see the same prompts; never the same twice for one engine,
+        so that its prefix cache holds none of them."""
+        place = f"{self.job.run} {workload.name} {what} {salt} {self.leg.round} {turn}"
+        return int.from_bytes(hashlib.sha256(place.encode()).digest()[:4])
+
+    def _note_model(self, agent: Agent) -> None:
+        """Put the model's shape into run.json, once: only beside the engine can it be read for sure."""
+        path = self.job.folder / "run.json"
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not data["model"]:
+            found = agent.model(self.engine.model, limit_s=60)
+            data["model"] = {"name": self.engine.served_model_name, "path": Path(self.engine.model).name} | found
+            write_json(path, data)
+
+
+def _stop_all(visits: Sequence[_Visit]) -> None:
+    for visit in visits:
+        visit.stop()
+
+
+def _warm_up(workload: Workload) -> int:
+    return max(8, int(workload.load.get("num-prompts", "1000")) // WARM_UP_SHARE)
+
+
+def _judged(answer: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
+    """One step of a search: what was measured, and whether it keeps the workload's limits."""
+    limits, metrics, requests = workload.slo, answer["metrics"], answer["requests"]
+    assert limits is not None  # noqa: S101  (the caller searches only where there are limits)
+    success = requests["completed"] / requests["asked"] if requests["asked"] else 0.0
+    ttft, itl = metrics.get("ttft_ms_p99"), metrics.get("itl_ms_p99", 0.0)
+    held = success >= limits.success and ttft is not None and ttft <= limits.ttft_ms_p99 and itl <= limits.itl_ms_p99
+    return {"held": held, "ttft_ms_p99": ttft, "itl_ms_p99": itl, "success": success, "output_tokens_per_s": metrics.get("output_tokens_per_s")}
+
+
+def _add_gpu(answer: dict[str, Any], series: Mapping[str, Sequence[float]], *, alone: bool) -> None:
+    """What the driver tells, beside what the generator measured. Memory only where one engine alone had the GPU."""
+    metrics = answer["metrics"]
+    if alone and series["memory_gib"]:
+        metrics["gpu_memory_gib_peak"] = max(series["memory_gib"])
+    if series["watts"]:
+        metrics["watts_mean"] = statistics.fmean(series["watts"])
+        metrics["joules"] = metrics["watts_mean"] * answer["seconds"]
+        if metrics["joules"]:
+            metrics["tokens_per_joule"] = answer["tokens"]["output"] / metrics["joules"]
+
+
+def _memory(gpu: gpusampler.Sampler, since: float) -> dict[str, list[float]]:
+    series = gpu.window(since, time.time())
+    return {"t_s": series["t_s"], "gib": series["memory_gib"]}
+
+
+def _line(answer: Mapping[str, Any]) -> str:
+    metrics, requests = answer["metrics"], answer["requests"]
+    said = [f"{answer['seconds']:.1f} s", f"{metrics.get('output_tokens_per_s', 0.0):,.0f} output tokens/s"]
+    said += [f"{name} P99 {metrics[key]:,.0f} ms" for name, key in (("TTFT", "ttft_ms_p99"), ("ITL", "itl_ms_p99")) if key in metrics]
+    return ", ".join([*said, *([f"{requests['failed']} requests failed"] if requests["failed"] else [])])
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 100 else f"{minutes} min"
+
+
+def new_name(suite: str, folder: Path, *, now: Callable[[], float] = time.time) -> str:
+    """A name for a run that `folder` does not hold yet: date, suite, and a number where it is not the first."""
+    base = f"{time.strftime('%Y-%m-%d', time.gmtime(now()))}-{suite}"
+    taken = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return next(name for name in (base, *(f"{base}-{number}" for number in range(2, 1000))) if name not in taken)

@@ -1,0 +1,172 @@
+"""What starts engines to be measured: Docker Compose, or a process where vLLM is installed and Docker is not. The same from above."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from bundle import ROOT, console, gpu, shell
+from bundle.envfile import Entry
+from bundle.errors import BundleError
+from bundle.hostfacts import Host
+from bundle.settings import Settings
+
+PACKAGES = ("vllm", "torch")
+BUSY_MIB = 3072
+"""More GPU memory than this in use before a run is said: a desktop stays below, an engine or a training does not."""
+
+
+class StartFailed(Exception):  # noqa: N818  (a result of the benchmark, not an error of it)
+    """An engine did not come up. Nothing of it runs any more."""
+
+    def __init__(self, *, reason: str, remedy: str, log: Sequence[tuple[float, str]] = ()) -> None:
+        super().__init__(reason)
+        self.reason, self.remedy, self.log = reason, remedy, list(log)
+
+
+class Engine(Protocol):
+    """An engine that answers."""
+
+    @property
+    def base_url(self) -> str:
+        """Where the agent reaches it, without a path."""
+
+    @property
+    def model(self) -> str:
+        """The model's folder, as the agent sees it."""
+
+    @property
+    def served_model_name(self) -> str:
+        """The name to ask for."""
+
+    @property
+    def agent_argv(self) -> Sequence[str]:
+        """The command that runs docker/engine/benchagent.py beside the engine."""
+
+    @property
+    def agent_environment(self) -> Mapping[str, str]:
+        """The whole environment for that command."""
+
+    @property
+    def started(self) -> float:
+        """Epoch seconds at which the start was asked for."""
+
+    @property
+    def ready(self) -> float:
+        """Epoch seconds at which it had answered its first completion."""
+
+    @property
+    def held_s(self) -> float:
+        """Seconds in between in which it was held for the sake of another engine."""
+
+    def log(self) -> list[tuple[float, str]]:
+        """Every line so far with the epoch seconds of its arrival."""
+
+    def alive(self) -> bool:
+        """Whether it has run without a break since it was ready."""
+
+    def stop(self) -> None:
+        """End it and keep its log in the run's folder. Its caches stay warm."""
+
+
+class Runtime(Protocol):
+    """What starts engines."""
+
+    name: str
+
+    def prepare(self, settings: Sequence[Settings]) -> None:
+        """Check all that can be checked before anything is started; the first of `settings` is the control's.
+
+        Raises ConfigurationError or PrerequisiteError.
+        """
+
+    def start(self, settings: Settings, label: str) -> Engine:
+        """A running engine; `label` names its log. Raises StartFailed, with nothing left running."""
+
+    def start_together(self, wanted: Sequence[tuple[Settings, str]]) -> Sequence[Engine | StartFailed]:
+        """Several engines that stay up side by side, in the order asked for; one that fails does not keep the others from starting."""
+
+    def probe(self) -> dict[str, Any]:
+        """What this hardware can do, by docker/engine/benchprobe.py. To be asked while no engine runs."""
+
+    def provenance(self) -> dict[str, Any]:
+        """What the figures come from: runtime, gpu, driver, gpu_memory_gib, engine, image, git_commit, git_dirty, host, python."""
+
+    def close(self) -> None:
+        """Leave nothing: no container, no volume, no process, no cache."""
+
+
+def compose(run_name: str, run_dir: Path) -> Runtime:
+    """Engines as `make up` starts them, in a Compose project of the run's own."""
+    from bundle.bench.composeruntime import ComposeRuntime  # it needs docker-py, which a host without Docker may lack
+
+    return ComposeRuntime(run_name, run_dir)
+
+
+def process(run_dir: Path) -> Runtime:
+    """Engines as processes of this host's vLLM, started by the entrypoint."""
+    from bundle.bench.processruntime import ProcessRuntime
+
+    return ProcessRuntime(run_dir)
+
+
+def overridden(settings: Settings, values: Mapping[str, str], why: str) -> Settings:
+    """`settings` with `values` in place of their own; `why` becomes their origin."""
+    return replace(settings, entries={**settings.entries, **{key: Entry(key=key, value=value, file=why, line=0) for key, value in values.items()}})
+
+
+def provenance(runtime: str, engine: Mapping[str, str], images: Mapping[str, str]) -> dict[str, Any]:
+    """What both runtimes say of this host; `engine` are its packages' versions, `images` the ids by name."""
+    nvidia = gpu.read(Host())
+    return {
+        "runtime": runtime,
+        "gpu": ", ".join(card.name for card in nvidia.gpus),
+        "driver": nvidia.driver,
+        "gpu_memory_gib": sum(card.total_mib for card in nvidia.gpus) / 1024,
+        "engine": dict(engine),
+        "image": dict(images),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "host": {"cpus": len(os.sched_getaffinity(0)), "memory_gib": Host().memory("MemTotal") / 2**30},
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the engine's packages, in this Python."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def warn_of_company() -> None:
+    """Say which GPU is in use already: what else computes there disturbs every figure."""
+    for card in gpu.read(Host()).gpus:
+        used = card.total_mib - card.free_mib
+        if used > BUSY_MIB:
+            console.warn(f"GPU {card.index}: {used / 1024:.1f} GiB are in use before anything is measured; what computes there disturbs the figures")
+
+
+def last_json(printed: str, what: str) -> Any:
+    """The JSON of the last line that `what` printed. Raises BundleError when it is none."""
+    line = next((line for line in reversed(printed.splitlines()) if line.strip()), "")
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise BundleError(f"{what} did not end with a line of JSON: {line[:200]!r}") from error
+
+
+def _git(*arguments: str) -> str:
+    if not shutil.which("git"):
+        return ""
+    done = shell.run(["git", "-C", str(ROOT), *arguments], timeout_s=60, failure=None)
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,201 @@
+"""What a run recommends, and the profile that is made of it. All results are synthetic."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bundle import ROOT, profiles, settings
+from bundle.bench import recommend
+from bundle.errors import ConfigurationError
+from support.benchresults import CONTROL, SyntheticResult, build
+
+KV = SyntheticResult(name="kv-fp8", axis="kv cache", sets=("ENGINE_KV_CACHE_DTYPE=fp8",), ratio=1.25)
+SEQS = SyntheticResult(name="seqs-512", axis="sequences", sets=("ENGINE_MAX_NUM_SEQS=512",), ratio=1.1)
+SLOWER = SyntheticResult(name="batched-2k", axis="batched tokens", sets=("ENGINE_MAX_NUM_BATCHED_TOKENS=2048",), ratio=0.8)
+PENDING = SyntheticResult(name="connections", axis="toggles", sets=("CUDA_DEVICE_MAX_CONNECTIONS=32",), ratio=1.05)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A bundle with the shipped env files and catalogues, and no site.env."""
+    shutil.copytree(ROOT / "env", tmp_path / "env", ignore=shutil.ignore_patterns("site.env"))
+    (tmp_path / "docker" / "engine").mkdir(parents=True)
+    (tmp_path / "docker" / "engine" / "catalogue").symlink_to(ROOT / "docker" / "engine" / "catalogue")
+    return tmp_path
+
+
+def chosen(*cells: SyntheticResult) -> dict[str, str]:
+    return {one["key"]: one["value"] for one in recommend.recommend(build(*cells))["set"]}
+
+
+def test_a_faster_cell_is_recommended_with_figure_interval_workload_and_run() -> None:
+    (found,) = recommend.recommend(build(KV))["set"]
+    assert (found["key"], found["value"], found["cell"]) == ("ENGINE_KV_CACHE_DTYPE", "fp8", "kv-fp8")
+    for part in ("1.25 times", "95 % interval 1.22 to 1.28", "on chat", "run 2026-01-02-synthetic", "P99 ITL no difference seen"):
+        assert part in found["why"]
+
+
+@pytest.mark.parametrize("cell", [
+    SLOWER,
+    SyntheticResult(name="noise", sets=("ENGINE_MAX_NUM_SEQS=512",), ratio=1.01),
+    SyntheticResult(name="slow-itl", sets=("ENGINE_MAX_NUM_SEQS=512",), ratio=1.3, itl=1.2, itl_verdict="slower"),
+    SyntheticResult(name="wrong", sets=("ENGINE_MAX_NUM_SEQS=512",), ratio=1.3, check="different"),
+    SyntheticResult(name="failed", sets=("ENGINE_MAX_NUM_SEQS=512",), ratio=1.3, state="failed", reason="out of memory"),
+    SyntheticResult(name="other-profile", profile="seed", ratio=1.3)], ids=lambda cell: cell.name)
+def test_a_cell_that_is_no_gain_is_not_recommended(cell: SyntheticResult) -> None:
+    assert chosen(cell) == {}
+
+
+def test_the_best_of_an_axis_is_taken_and_each_axis_gives_one() -> None:
+    more = SyntheticResult(name="seqs-1024", axis="sequences", sets=("ENGINE_MAX_NUM_SEQS=1024",), ratio=1.2)
+    assert chosen(SEQS, more, KV) == {"ENGINE_KV_CACHE_DTYPE": "fp8", "ENGINE_MAX_NUM_SEQS": "1024"}
+
+
+def test_only_the_first_workload_decides() -> None:
+    result = build(KV)
+    for row in result["comparisons"]:
+        if row["workload"] == "chat":
+            row["verdict"] = "no difference seen"
+    assert recommend.recommend(result)["set"] == []
+
+
+def test_of_two_cells_that_contradict_each_other_the_one_that_gained_more_wins() -> None:
+    both = SyntheticResult(name="both", axis="combined", sets=("ENGINE_MAX_NUM_SEQS=384", "ENGINE_KV_CACHE_DTYPE=fp8"), ratio=1.05)
+    assert chosen(both, SEQS) == {"ENGINE_MAX_NUM_SEQS": "512"}
+    (kept,) = recommend.recommend(build(both, SEQS))["kept"]
+    assert kept["key"] == "ENGINE_KV_CACHE_DTYPE"
+    assert "contrary to seqs-512" in kept["why"]
+
+
+def test_a_combination_that_was_not_measured_is_called_that() -> None:
+    assert "combination was not measured" in recommend.recommend(build(KV, SEQS))["note"]
+    both = SyntheticResult(name="both", axis="combined", sets=("ENGINE_MAX_NUM_SEQS=512", "ENGINE_KV_CACHE_DTYPE=fp8"), ratio=1.01)
+    assert "combination is what both measured" in recommend.recommend(build(KV, SEQS, both))["note"]
+    assert "combination" not in recommend.recommend(build(KV))["note"]
+
+
+def test_a_faster_whole_profile_is_named_and_not_merged() -> None:
+    found = recommend.recommend(build(SyntheticResult(name="all-of-latency", profile="latency", ratio=1.2)))
+    assert found["set"] == []
+    assert "whole profile latency (cell all-of-latency) gave 1.20 times" in found["note"]
+
+
+def test_what_was_tried_and_no_better_is_kept_with_the_reason() -> None:
+    failed = SyntheticResult(name="batched-64k", axis="batched tokens", sets=("ENGINE_MAX_NUM_BATCHED_TOKENS=65536",), state="failed", reason="OOM")
+    (kept,) = recommend.recommend(build(SLOWER, failed))["kept"]
+    assert (kept["key"], kept["value"]) == ("ENGINE_MAX_NUM_BATCHED_TOKENS", "8192")
+    assert "2048 (cell batched-2k): 0.80 times" in kept["why"]
+    assert "65536 (cell batched-64k): failed: OOM" in kept["why"]
+
+
+def test_answers_that_may_differ_are_recommended_with_the_warning() -> None:
+    (found,) = recommend.recommend(build(SyntheticResult(name="kv", sets=KV.sets, ratio=1.2, check="may differ")))["set"]
+    assert "quality was not measured" in found["why"]
+
+
+def test_what_the_control_itself_sets_is_no_change_of_a_cell() -> None:
+    control = SyntheticResult(name="control", axis="control", sets=("ENGINE_LOAD_FORMAT=dummy",))
+    cell = SyntheticResult(name="seqs-512", sets=("ENGINE_LOAD_FORMAT=dummy", "ENGINE_MAX_NUM_SEQS=512"), ratio=1.2)
+    found = recommend.recommend(build(cell, control=control))
+    assert [one["key"] for one in found["set"]] == ["ENGINE_MAX_NUM_SEQS"]
+    assert "ENGINE_LOAD_FORMAT=dummy" in found["note"]
+
+
+def test_a_share_of_a_held_down_gpu_is_told_as_the_profile_would_say_it() -> None:
+    result = build(SyntheticResult(name="auto", sets=("ENGINE_GPU_MEMORY_UTILIZATION=auto",), ratio=1.2))
+    result["provenance"] |= {"card_gib": 32.0, "gpu_memory_gib": 128.0}
+    result["cells"]["control"]["settings"]["ENGINE_GPU_MEMORY_UTILIZATION"] = "0.23250"
+    (found,) = recommend.recommend(result)["set"]
+    assert "tokens/s with 0.93," in found["why"]
+
+
+def test_a_control_that_did_not_run_recommends_nothing() -> None:
+    found = recommend.recommend(build(KV, control=SyntheticResult(name="control", state="failed")))
+    assert found["set"] == []
+    assert "control control was not measured" in found["note"]
+
+
+def test_apply_changes_lines_in_place_and_the_profile_loads(root: Path) -> None:
+    path = recommend.apply(build(KV, SEQS, PENDING), "tuned", root)
+    assert path == root / "env" / "tuned.env"
+    lines, base = path.read_text().splitlines(), (root / "env" / "throughput.env").read_text().splitlines()
+    assert "run 2026-01-02-synthetic" in lines[0]
+    assert "synthetic GPU" in lines[0]
+    assert "written by make bench-apply" in lines[0]
+    at = lines.index("ENGINE_MAX_NUM_SEQS=512")
+    assert any(line.startswith("# Measured: 1.10 times") for line in lines[at - 2:at])
+    assert "ENGINE_MAX_NUM_SEQS=256" not in lines
+    at = lines.index("CUDA_DEVICE_MAX_CONNECTIONS=32")  # it stood there commented out
+    assert "# CUDA_DEVICE_MAX_CONNECTIONS=32" not in lines
+    assert lines.index("# Read by nothing; use nothing.") > at
+    assert lines.index("#### Measured: what the profile did not have") < lines.index("ENGINE_KV_CACHE_DTYPE=fp8")
+    changed = {"ENGINE_MAX_NUM_SEQS=256", "# CUDA_DEVICE_MAX_CONNECTIONS=32"}
+    assert [line for line in base if line not in lines] == [line for line in base if line in changed]
+    assert max(map(len, lines)) <= 150
+    loaded = settings.load("tuned", root=root, environ={})
+    assert loaded.errors == ()
+    assert (loaded.value("ENGINE_MAX_NUM_SEQS"), loaded.value("ENGINE_KV_CACHE_DTYPE")) == ("512", "fp8")
+
+
+def test_a_setting_that_is_taken_away_becomes_empty(root: Path) -> None:
+    path = recommend.apply(build(SyntheticResult(name="bf16", sets=("ENGINE_QUANTIZATION=",), ratio=1.2)), "tuned", root)
+    assert path is not None
+    assert "ENGINE_QUANTIZATION=" in path.read_text().splitlines()
+    assert settings.load("tuned", root=root, environ={}).value("ENGINE_QUANTIZATION") == ""
+
+
+def test_a_later_run_replaces_what_an_earlier_one_wrote(root: Path) -> None:
+    recommend.apply(build(SEQS), "tuned", root)
+    control = SyntheticResult(name="control", axis="control", profile="tuned")
+    cell = SyntheticResult(name="seqs-768", sets=("ENGINE_MAX_NUM_SEQS=768",), profile="tuned", ratio=1.3)
+    path = recommend.apply(build(cell, control=control, run="second"), "tuned", root)
+    assert path is not None
+    text = path.read_text()
+    assert "ENGINE_MAX_NUM_SEQS=768" in text.splitlines()
+    assert text.count("written by make bench-apply") == text.count("# Measured: ") == 1
+    assert "2026-01-02-synthetic" not in text
+
+
+@pytest.mark.parametrize("name", ["throughput", "base", "site", "Tuned", "../tuned", "a b", "", ".hidden"])
+def test_a_name_that_is_no_free_profile_is_refused(name: str, root: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (root / "env").iterdir()}
+    with pytest.raises(ConfigurationError):
+        recommend.apply(build(KV), name, root)
+    assert {path.name: path.read_bytes() for path in (root / "env").iterdir()} == before
+
+
+def test_a_file_of_somebody_elses_is_not_written_over(root: Path) -> None:
+    (root / "env" / "mine.env").write_text("# mine\n# written by make bench-apply, says a comment further down\n")
+    with pytest.raises(ConfigurationError, match="did not write it"):
+        recommend.apply(build(KV), "mine", root)
+    assert (root / "env" / "mine.env").read_text().startswith("# mine\n")
+
+
+@pytest.mark.parametrize("sets", ["ENGINE_MAX_NUM_SEQS=many", "ENGINE_NO_SUCH_FLAG=1", "ENGINE_MAX_NUM_SEQS=1\nHOST_PROJECT=x"])
+def test_a_profile_that_would_have_errors_is_not_left_there(sets: str, root: Path) -> None:
+    with pytest.raises(ConfigurationError):
+        recommend.apply(build(SyntheticResult(name="bad", sets=(sets,), ratio=1.2)), "tuned", root)
+    assert "tuned" not in profiles.names(root)
+    recommend.apply(build(KV), "tuned", root)
+    good = (root / "env" / "tuned.env").read_bytes()
+    with pytest.raises(ConfigurationError):
+        recommend.apply(build(SyntheticResult(name="bad", sets=(sets,), ratio=1.2)), "tuned", root)
+    assert (root / "env" / "tuned.env").read_bytes() == good
+    assert list((root / "env").glob("*.new")) == []
+
+
+def test_a_profile_that_this_bundle_does_not_have_is_named(root: Path) -> None:
+    control = SyntheticResult(name="control", profile="gone")
+    with pytest.raises(ConfigurationError, match=r"there is no env/gone\.env"):
+        recommend.apply(build(SyntheticResult(name="kv", profile="gone", sets=KV.sets, ratio=1.2), control=control), "tuned", root)
+
+
+def test_nothing_to_change_writes_nothing_and_says_so(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recommend.apply(build(SLOWER), "tuned", root) is None
+    assert "keep the profile throughput as it is" in capsys.readouterr().out
+    assert "tuned" not in profiles.names(root)
+
+
+def test_the_control_alone_is_enough() -> None:
+    assert recommend.recommend(build(control=CONTROL))["set"] == []

@@ -1,0 +1,295 @@
+"""The schedule of a run: who is started when, what is kept, what goes on after an interruption. Engines and agents here are fakes."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from bundle import settings
+from bundle.bench import gpusampler, runner
+from bundle.bench.agent import AgentError
+from bundle.bench.matrix import Cell, Slo, Suite, Workload
+from bundle.bench.runner import Job
+from bundle.bench.runtimes import StartFailed
+from bundle.errors import ConfigurationError
+from bundle.settings import Settings
+
+
+@dataclass(kw_only=True)
+class FakeEngine:
+    label: str
+    happened: list[str]
+    base_url: str = "http://127.0.0.1:1"
+    model: str = "/model"
+    served_model_name: str = "fake"
+    agent_argv: Sequence[str] = ("fake-agent",)
+    agent_environment: Mapping[str, str] = field(default_factory=dict)
+    started: float = 100.0
+    ready: float = 130.0
+    held_s: float = 5.0
+
+    def log(self) -> list[tuple[float, str]]:
+        return [(100.0, "first line"), (110.0, "INFO 11-23 14:49:03 [core.py:77] Initializing a V1 LLM engine (v0.33.0)")]
+
+    def alive(self) -> bool:
+        return f"{self.label[4:]} dies" not in self.happened
+
+    def stop(self) -> None:
+        self.happened.append(f"stop {self.label[4:]}")
+
+
+@dataclass(kw_only=True)
+class FakeRuntime:
+    """Starts nothing; `broken` are the cells that do not come up."""
+
+    name: str = "fake"
+    broken: tuple[str, ...] = ()
+    happened: list[str] = field(default_factory=list)
+
+    def prepare(self, settings: Sequence[Settings]) -> None:
+        self.happened.append("prepare")
+
+    def start(self, settings: Settings, label: str) -> FakeEngine:
+        self.happened.append(f"start {label[4:]}")
+        if label[4:] in self.broken:
+            raise StartFailed(reason="no memory for it", remedy="lower it", log=[(1.0, "the last words")])
+        return FakeEngine(label=label, happened=self.happened)
+
+    def start_together(self, wanted: Sequence[tuple[Settings, str]]) -> list[FakeEngine | StartFailed]:
+        outcomes: list[FakeEngine | StartFailed] = []
+        for one, label in wanted:
+            try:
+                outcomes.append(self.start(one, label))
+            except StartFailed as failed:
+                outcomes.append(failed)
+        return outcomes
+
+    def probe(self) -> dict[str, Any]:
+        return {"device": "fake", "copy_gb_s": 1.0, "matmul_tflops": {"bf16": 1.0}}
+
+    def provenance(self) -> dict[str, Any]:
+        return {"runtime": "fake"}
+
+    def close(self) -> None:
+        self.happened.append("close")
+
+
+class FakeAgent:
+    """Answers loads at once; `dies_at` is the number of the load at which the engine dies, `holds` the most concurrent requests in time."""
+
+    loads: list[dict[str, Any]]
+    dies_at = 0
+    interrupted_at = 0
+    holds = 1000
+
+    def __init__(self, argv: Sequence[str], **_: Any) -> None:
+        pass
+
+    def alive(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def outputs(self, prompts: Sequence[str], **_: Any) -> list[str]:
+        return ["a", "b"]
+
+    def model(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"config": {"hidden_size": 8}, "weights_bytes": 64}
+
+    def load(self, options: Mapping[str, str], **_: Any) -> dict[str, Any]:
+        FakeAgent.loads.append(dict(options))
+        if len(FakeAgent.loads) == FakeAgent.dies_at:
+            raise AgentError("the engine is gone")
+        if len(FakeAgent.loads) == FakeAgent.interrupted_at:
+            raise KeyboardInterrupt
+        slow = int(options.get("max-concurrency", "1")) > FakeAgent.holds
+        return {"seconds": 1.0, "at": 1.0, "requests": {"asked": 8, "completed": 8, "failed": 0, "errors": []}, "tokens": {"input": 8, "output": 8},
+                "metrics": {"output_tokens_per_s": 8.0, "ttft_ms_p99": 900.0 if slow else 9.0, "itl_ms_p99": 1.0}, "quantiles": {}, "series": {}}
+
+
+class FakeSampler:
+    """A GPU that draws 100 watts."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def window(self, since: float, until: float) -> dict[str, list[float]]:
+        return {"t_s": [0.0, 1.0], "memory_gib": [3.0, 4.0], "watts": [100.0, 100.0], "utilization": [1.0, 1.0]}
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "Agent", FakeAgent)
+    monkeypatch.setattr(gpusampler, "Sampler", FakeSampler)
+    FakeAgent.loads, FakeAgent.dies_at, FakeAgent.interrupted_at, FakeAgent.holds = [], 0, 0, 1000
+
+
+def cell(name: str) -> Cell:
+    return Cell(name=name, axis="batching", about="", profile="cpu", sets=(), outputs="same")
+
+
+def job(folder: Path, *, cells: Sequence[str] = ("b", "c"), rounds: int = 2, repeats: int = 1, side_by_side: int = 1, slo: Slo | None = None) -> Job:
+    load = Workload(name="chat", about="", load={"dataset-name": "random", "num-prompts": "80", "max-concurrency": "4"}, slo=slo)
+    suite = Suite(name="some", about="", control=cell("a"), cells=tuple(map(cell, cells)), workloads=(load,), rounds=rounds, repeats=repeats)
+    own = settings.load("cpu")
+    return Job(run="test", folder=folder, suite=suite, settings=dict.fromkeys(("a", *cells), own), matrix_sha256="0" * 64,
+               side_by_side=side_by_side, card_gib=None)
+
+
+def legs(folder: Path) -> list[dict[str, Any]]:
+    return runner.read_legs(folder)
+
+
+def test_visits_go_forwards_and_backwards_through_the_cells(tmp_path: Path) -> None:
+    runtime = FakeRuntime()
+    runner.run(job(tmp_path, rounds=3), runtime)
+    assert [line for line in runtime.happened if line.startswith("start")] == [f"start {name}" for name in "abccbaabc"]
+    assert [leg["cell"] for leg in legs(tmp_path)] == list("abccbaabc")
+
+
+def test_each_engine_is_stopped_before_the_next_is_started(tmp_path: Path) -> None:
+    runtime = FakeRuntime()
+    runner.run(job(tmp_path, rounds=1), runtime)
+    assert runtime.happened == ["prepare", "start a", "stop a", "start b", "stop b", "start c", "stop c", "close"]
+
+
+def test_a_cell_that_does_not_start_is_a_result_and_is_not_tried_again(tmp_path: Path) -> None:
+    runtime = FakeRuntime(broken=("b",))
+    runner.run(job(tmp_path), runtime)
+    assert runtime.happened.count("start b") == 1
+    failed = next(leg for leg in legs(tmp_path) if leg["cell"] == "b")
+    assert (failed["start"]["ok"], failed["start"]["reason"], failed["start"]["remedy"]) == (False, "no memory for it", "lower it")
+    assert failed["start"]["log_tail"] == ["the last words"]
+    assert [leg["cell"] for leg in legs(tmp_path)] == list("abcca")
+
+
+def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    FakeAgent.interrupted_at = 4  # the measured load of the second cell
+    first = FakeRuntime()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(job(tmp_path), first)
+    assert first.happened[-2:] == ["stop b", "close"]
+    assert [(leg["cell"], leg["error"]) for leg in legs(tmp_path)] == [("a", ""), ("b", "interrupted")]
+    again = FakeRuntime()
+    runner.run(job(tmp_path), again)
+    assert [line for line in again.happened if line.startswith("start")] == [f"start {name}" for name in "bccba"]
+
+
+def test_a_run_is_not_continued_with_other_options(tmp_path: Path) -> None:
+    runner.run(job(tmp_path), FakeRuntime())
+    with pytest.raises(ConfigurationError, match="begun with other rounds") as refused:
+        runner.run(job(tmp_path, rounds=4), FakeRuntime())
+    assert "new run" in refused.value.fix
+
+
+def test_all_cells_see_the_same_prompts_and_no_engine_sees_one_twice(tmp_path: Path) -> None:
+    runner.run(job(tmp_path, repeats=2), FakeRuntime())
+    seeds: dict[str, list[int]] = {}
+    for leg in legs(tmp_path):
+        seeds.setdefault(f"{leg['cell']} {leg['round']}", []).extend(sample["seed"] for sample in leg["samples"])
+    assert seeds["a 0"] == seeds["b 0"] == seeds["c 0"]
+    every = seeds["a 0"] + seeds["a 1"]
+    assert len(every) == 4 == len(set(every))
+    warm_ups = {load["seed"] for load in FakeAgent.loads if load["num-prompts"] == "10"}
+    assert warm_ups
+    assert not warm_ups & set(map(str, every))
+
+
+def test_an_engine_that_dies_under_load_is_a_result_and_the_run_goes_on(tmp_path: Path) -> None:
+    FakeAgent.dies_at = 2
+    runner.run(job(tmp_path, rounds=1), FakeRuntime())
+    assert [(leg["cell"], leg["error"]) for leg in legs(tmp_path)] == [("a", "the engine is gone"), ("b", ""), ("c", "")]
+
+
+def test_requests_that_fail_because_the_engine_died_are_not_measured(tmp_path: Path) -> None:
+    runtime = FakeRuntime(happened=["b dies"])
+    runner.run(job(tmp_path, rounds=1), runtime)
+    ended = next(leg for leg in legs(tmp_path) if leg["cell"] == "b")
+    assert ended["error"].startswith("the engine ended under load")
+    assert not ended["samples"]
+
+
+def test_what_the_driver_tells_stands_beside_the_load(tmp_path: Path) -> None:
+    runner.run(job(tmp_path, cells=(), rounds=1), FakeRuntime())
+    (leg,) = legs(tmp_path)
+    metrics = leg["samples"][0]["metrics"]
+    assert (metrics["gpu_memory_gib_peak"], metrics["watts_mean"], metrics["joules"], metrics["tokens_per_joule"]) == (4.0, 100.0, 100.0, 0.08)
+    assert leg["memory"] == {"t_s": [0.0, 1.0], "gib": [3.0, 4.0]}
+
+
+def test_a_start_excludes_the_time_that_it_was_held_back(tmp_path: Path) -> None:
+    runner.run(job(tmp_path, cells=(), rounds=1), FakeRuntime())
+    assert legs(tmp_path)[0]["start"]["seconds"] == 25.0
+
+
+def test_only_the_first_start_of_a_run_is_cold(tmp_path: Path) -> None:
+    runner.run(job(tmp_path, rounds=1), FakeRuntime())
+    assert [leg["start"]["cold"] for leg in legs(tmp_path)] == [True, False, False]
+
+
+def test_the_model_is_noted_once_beside_the_plan(tmp_path: Path) -> None:
+    runner.run(job(tmp_path), FakeRuntime())
+    noted = json.loads((tmp_path / "run.json").read_text())
+    assert noted["model"]["config"] == {"hidden_size": 8}
+    assert noted["cells"]["b"]["settings"]["ENGINE_MAX_NUM_SEQS"] == "16"
+    assert noted["ceilings"]["device"] == "fake"
+
+
+def test_the_most_requests_within_the_limits_are_searched_once_per_cell(tmp_path: Path) -> None:
+    FakeAgent.holds = 24
+    limits = Slo(ttft_ms_p99=100.0, itl_ms_p99=100.0, success=1.0, start=8, most=256)
+    runner.run(job(tmp_path, cells=("b",), slo=limits), FakeRuntime())
+    found = {(leg["cell"], leg["round"]): leg["slo"] for leg in legs(tmp_path)}
+    assert found[("a", 1)] == found[("b", 1)] == []
+    for name in "ab":
+        (searched,) = found[(name, 0)]
+        assert 20 <= searched["most"] <= 24
+        assert searched["ended_by"] == "slo"
+
+
+def test_side_by_side_the_control_stays_up_and_each_group_is_visited_in_turn(tmp_path: Path) -> None:
+    runtime = FakeRuntime()
+    runner.run(job(tmp_path, cells=("b", "c", "d"), rounds=2, side_by_side=3), runtime)
+    assert runtime.happened == ["prepare", "start a", "start b", "start c", "stop b", "stop c", "start d", "stop d", "stop a", "close"]
+    visits = {leg["cell"]: (leg["visits"], len(leg["samples"])) for leg in legs(tmp_path)}
+    assert visits == {"a": (4, 4), "b": (2, 2), "c": (2, 2), "d": (2, 2)}
+    control = next(leg for leg in legs(tmp_path) if leg["cell"] == "a")
+    assert len({sample["seed"] for sample in control["samples"]}) == 4
+
+
+def test_side_by_side_memory_belongs_to_no_single_engine(tmp_path: Path) -> None:
+    runner.run(job(tmp_path, cells=("b",), rounds=1, side_by_side=2), FakeRuntime())
+    assert all("gpu_memory_gib_peak" not in sample["metrics"] for leg in legs(tmp_path) for sample in leg["samples"])
+
+
+def test_side_by_side_goes_on_with_the_cells_that_are_missing(tmp_path: Path) -> None:
+    FakeAgent.interrupted_at = 9  # in the second group
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(job(tmp_path, cells=("b", "c"), rounds=2, side_by_side=2), FakeRuntime())
+    again = FakeRuntime()
+    FakeAgent.interrupted_at = 0
+    runner.run(job(tmp_path, cells=("b", "c"), rounds=2, side_by_side=2), again)
+    assert again.happened == ["prepare", "start a", "start c", "stop c", "stop a", "close"]
+
+
+def test_half_a_file_is_never_left_behind(tmp_path: Path) -> None:
+    path = tmp_path / "legs" / "000-a.json"
+    runner.write_json(path, {"whole": True})
+    circle: dict[str, Any] = {}
+    circle["circle"] = circle
+    with pytest.raises(ValueError, match="Circular"):
+        runner.write_json(path, circle)
+    assert json.loads(path.read_text()) == {"whole": True}
+
+
+def test_a_new_run_takes_a_name_that_is_free(tmp_path: Path) -> None:
+    assert runner.new_name("cpu", tmp_path, now=lambda: 0.0) == "1970-01-01-cpu"
+    (tmp_path / "1970-01-01-cpu").mkdir()
+    assert runner.new_name("cpu", tmp_path, now=lambda: 0.0) == "1970-01-01-cpu-2"
