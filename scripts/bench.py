@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import bundle.venv  # noqa: F401
 from bundle import cli, venv
 
 

@@ -9,6 +9,7 @@ this verb did not write is never overwritten. Exit codes: 0 written, or nothing 
 import sys
 from collections.abc import Sequence
 
+import bundle.venv  # noqa: F401
 from bundle import cli, venv
 
 
@@ -21,9 +22,9 @@ def main(argv: Sequence[str]) -> int:
     cli.add_json(parser)
     options = parser.parse_args(argv)
     cli.need(venv.also(venv.BENCH_LOCK))
-    from bundle.bench import campaign, recommend
+    from bundle.bench import campaign, compare, recommend
 
-    result = campaign.load_result(options.run)
+    result = compare.load(campaign.find(options.run))
     found = recommend.recommend(result)
     path = recommend.apply(result, options.name or f"{found['base_profile']}-measured", ROOT) if found["set"] else None
     if options.json:

@@ -7,8 +7,10 @@ Both are runs' names or folders, or result.json files. Exit codes: 0 not slower,
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import bundle.venv  # noqa: F401
 from bundle import cli, venv
 
 
@@ -23,15 +25,21 @@ def main(argv: Sequence[str]) -> int:
     cli.need(venv.also(venv.BENCH_LOCK))
     from bundle.bench import campaign, compare
 
-    compared = compare.compare_results(campaign.load_result(options.reference), campaign.load_result(options.run))
+    reference, run = (compare.load(campaign.find(name)) for name in (options.reference, options.run))
+    rows = compare.compare_results(reference, run)
+    for warning in compare.warnings(reference, run):
+        console.warn(warning)
     if options.json:
-        console.emit_json(compared.as_json())
+        console.emit_json({"reference": reference["run"], "run": run["run"], "rows": rows})
     else:
-        for warning in compared.warnings:
-            console.warn(warning)
-        console.table(compared.columns, compared.rows_shown())
-    compared.require()
+        console.table(("cell", "workload", "metric", "times the reference", "95 % interval", "verdict"), [
+            (row["cell"], row["workload"], row["metric"], *_shown(row), row["verdict"]) for row in rows])
+    compare.require_not_slower(rows)
     return 0
+
+
+def _shown(row: Mapping[str, Any]) -> tuple[str, str]:
+    return ("", row["why"]) if row["ratio"] is None else (f"{row['ratio']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}")
 
 
 if __name__ == "__main__":

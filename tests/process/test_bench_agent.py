@@ -24,11 +24,13 @@ FAKE_VLLM = {
     "vllm/utils/__init__.py": "",
     "vllm/utils/argparse_utils.py": "from argparse import ArgumentParser as FlexibleArgumentParser\n",
     "vllm/benchmarks/__init__.py": "",
-    # What vLLM's generator returns, except that `fake-result` says what; `fake-wait` names a file to wait for.
+    # What vLLM's generator returns, except that `fake-result` says what; `fake-prepared` and `fake-wait` name files to wait for,
+    # before its first request and before its end.
     "vllm/benchmarks/serve.py": """
 import json, os, time
 def add_cli_args(parser):
-    for name in ("base-url", "model", "served-model-name", "percentile-metrics", "metric-percentiles", "fake-result", "fake-wait", "fake-end"):
+    for name in ("base-url", "model", "served-model-name", "percentile-metrics", "metric-percentiles",
+                 "fake-result", "fake-prepared", "fake-wait", "fake-end"):
         parser.add_argument("--" + name)
     for name in ("num-prompts", "num-warmups", "ready-check-timeout-sec", "seed"):
         parser.add_argument("--" + name, type=int)
@@ -40,6 +42,8 @@ def main(arguments):
     if arguments.fake_end:
         os._exit(int(arguments.fake_end))
     result = json.loads(arguments.fake_result or "{}")
+    while arguments.fake_prepared and not os.path.exists(arguments.fake_prepared):
+        time.sleep(0.01)
     started = time.perf_counter()
     if arguments.fake_wait:
         open(arguments.fake_wait + ".begun", "w").close()
@@ -145,9 +149,10 @@ def test_the_engines_own_metrics_are_sampled_during_the_load_and_counted_over_it
     class FakeMetrics(FakeEngine):
         def _metrics(self) -> tuple[int, str]:
             looks = len(pages)
-            done = tmp_path / "wait"
-            if looks == 4:
-                done.touch()  # the load ends once it was sampled some times
+            if looks == 2:
+                (tmp_path / "prepared").touch()  # the first request is sent when a sample was taken
+            if looks == 5:
+                (tmp_path / "wait").touch()  # and the load ends after some more
             core = {"num_requests_running": 3 + looks % 2, "num_requests_waiting": looks, "kv_cache_usage_perc": 0.125 * looks,
                     "num_preemptions_total": looks, "request_queue_time_seconds_sum": looks * 0.5, "request_queue_time_seconds_count": looks * 2,
                     "prefix_cache_queries_total": 100 * looks, "prefix_cache_hits_total": 25 * looks}
@@ -157,8 +162,8 @@ def test_the_engines_own_metrics_are_sampled_during_the_load_and_counted_over_it
             return 200, pages[-1]
 
     with FakeMetrics() as engine:
-        found = load(start(), {key: value for key, value in ONE_REQUEST.items() if key != "duration"}, {"fake-wait": str(tmp_path / "wait")},
-                     base_url=engine.url)
+        found = load(start(), {key: value for key, value in ONE_REQUEST.items() if key != "duration"},
+                     {"fake-prepared": str(tmp_path / "prepared"), "fake-wait": str(tmp_path / "wait")}, base_url=engine.url)
     looks, metrics, series = len(pages), found["metrics"], found["series"]
     assert metrics["preemptions"] == 2 * (looks - 1)  # from the first look to the last
     assert metrics["queue_ms_mean"] == pytest.approx(250)
@@ -169,6 +174,7 @@ def test_the_engines_own_metrics_are_sampled_during_the_load_and_counted_over_it
     assert set(series["running"]) == {6, 8}
     assert metrics["running_max"] == 8
     assert metrics["running_mean"] == pytest.approx(statistics.fmean(series["running"]))
+    assert min(series["waiting"]) > 2  # the sample before the first request is not of the load
     assert metrics["waiting_max"] == max(series["waiting"])
     assert metrics["kv_cache_use_max"] == max(series["kv_cache_use"]) == metrics["waiting_max"] / 2 * 0.125  # of one core, not of both
 

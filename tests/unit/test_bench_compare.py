@@ -12,7 +12,7 @@ from support import benchruns
 
 
 def run(tmp_path: Path, name: str, **options: Any) -> dict[str, Any]:
-    chosen = {"cells": (benchruns.CONTROL, benchruns.FASTER), "seed": len(name)} | options
+    chosen: dict[str, Any] = {"cells": (benchruns.CONTROL, benchruns.FASTER), "seed": len(name)} | options
     return analysis.analyse(benchruns.write(tmp_path / name, **chosen))
 
 
@@ -81,7 +81,7 @@ def test_a_cell_that_no_longer_starts_or_answers_wrongly_is_worse_than_its_refer
     a, b, c = (run(tmp_path, name, cells=(benchruns.CONTROL, cell)) for name, cell in (("a", good), ("bb", broken), ("ccc", wrong)))
     with pytest.raises(SlowerError, match="x, chat: failed: synthetic: out of memory"):
         compare.require_not_slower(compare.compare_results(a, b))
-    with pytest.raises(SlowerError, match="x, chat: output_tokens_per_s .* temperature 0"):
+    with pytest.raises(SlowerError, match=r"x, chat: output_tokens_per_s .* temperature 0"):
         compare.require_not_slower(compare.compare_results(a, c))
     compare.require_not_slower(compare.compare_results(b, b))
 

@@ -42,7 +42,7 @@ def test_a_faster_cell_is_recommended_with_figure_interval_workload_and_run() ->
     SyntheticResult(name="slow-itl", sets=("ENGINE_MAX_NUM_SEQS=512",), ratio=1.3, itl=1.2, itl_verdict="slower"),
     SyntheticResult(name="wrong", sets=("ENGINE_MAX_NUM_SEQS=512",), ratio=1.3, check="different"),
     SyntheticResult(name="failed", sets=("ENGINE_MAX_NUM_SEQS=512",), ratio=1.3, state="failed", reason="out of memory"),
-    SyntheticResult(name="other-profile", profile="seed", ratio=1.3)], ids=lambda cell: cell.name)
+    SyntheticResult(name="other-profile", profile="seed", sets=("ENGINE_MAX_NUM_SEQS=512",), ratio=1.3)], ids=lambda cell: cell.name)
 def test_a_cell_that_is_no_gain_is_not_recommended(cell: SyntheticResult) -> None:
     assert chosen(cell) == {}
 
@@ -50,6 +50,8 @@ def test_a_cell_that_is_no_gain_is_not_recommended(cell: SyntheticResult) -> Non
 def test_the_best_of_an_axis_is_taken_and_each_axis_gives_one() -> None:
     more = SyntheticResult(name="seqs-1024", axis="sequences", sets=("ENGINE_MAX_NUM_SEQS=1024",), ratio=1.2)
     assert chosen(SEQS, more, KV) == {"ENGINE_KV_CACHE_DTYPE": "fp8", "ENGINE_MAX_NUM_SEQS": "1024"}
+    beside = SyntheticResult(name="dtype", axis="sequences", sets=("ENGINE_DTYPE=half",), ratio=1.15)  # no contradiction, and still one axis
+    assert chosen(more, beside) == {"ENGINE_MAX_NUM_SEQS": "1024"}
 
 
 def test_only_the_first_workload_decides() -> None:
@@ -87,6 +89,11 @@ def test_what_was_tried_and_no_better_is_kept_with_the_reason() -> None:
     assert (kept["key"], kept["value"]) == ("ENGINE_MAX_NUM_BATCHED_TOKENS", "8192")
     assert "2048 (cell batched-2k): 0.80 times" in kept["why"]
     assert "65536 (cell batched-64k): failed: OOM" in kept["why"]
+
+
+def test_other_answers_are_the_reason_whatever_the_speed() -> None:
+    (kept,) = recommend.recommend(build(SyntheticResult(name="wrong", sets=("ENGINE_MAX_NUM_SEQS=512",), ratio=0.5, check="different")))["kept"]
+    assert "its answers at temperature 0 are not the control's (2 of 6 are equal)" in kept["why"]
 
 
 def test_answers_that_may_differ_are_recommended_with_the_warning() -> None:
@@ -163,6 +170,11 @@ def test_a_name_that_is_no_free_profile_is_refused(name: str, root: Path) -> Non
     with pytest.raises(ConfigurationError):
         recommend.apply(build(KV), name, root)
     assert {path.name: path.read_bytes() for path in (root / "env").iterdir()} == before
+
+
+def test_site_env_is_no_profile(root: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be the name of a profile"):
+        recommend.apply(build(KV), "site", root)
 
 
 def test_a_file_of_somebody_elses_is_not_written_over(root: Path) -> None:

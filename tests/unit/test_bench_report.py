@@ -182,6 +182,16 @@ def test_a_held_down_gpu_and_random_weights_are_said_at_the_top(no_plots: None, 
     assert "random weights" not in texts(result, tmp_path)[0]
 
 
+def test_how_to_repeat_it_names_what_the_run_was_made_with(no_plots: None, tmp_path: Path) -> None:
+    result = build(KV, side_by_side=3)
+    result["provenance"] |= {"runtime": "process", "card_gib": 31.36}
+    markdown, _ = texts(result, tmp_path)
+    command = next(line for line in markdown.splitlines() if "scripts/bench.py" in line)
+    assert command.split()[2:] == ["--suite", "default", "--runtime", "process", "--card-gib", "31.36", "--side-by-side", "3", "--rounds", "2",
+                                   "--repeats", "3", "--run", "again"]
+    assert f"git checkout {'2' * 40}" in markdown
+
+
 def test_why_the_limit_is_not_known_is_said(no_plots: None, tmp_path: Path) -> None:
     result = build(KV)
     result["cells"]["kv-fp8"] |= {"roofline": {}, "roofline_unknown": "no rate was measured"}
@@ -195,14 +205,19 @@ def test_the_pareto_front_holds_what_nothing_beats_in_both() -> None:
 
 
 def test_names_beside_points_do_not_cover_each_other() -> None:
-    cells = [SyntheticResult(name=f"a-cell-with-a-long-name-{number}", sets=(f"ENGINE_MAX_NUM_SEQS={number}",), ratio=1 + number / 200,
-                             itl=1 + (number * 7 % 24) / 100) for number in range(24)]
-    svg = plots.throughput_against_latency(build(*cells), "chat", "itl_ms_p99", "P99 ITL")
-    found = re.findall(r'font-size: 11px;[^"]*(?:text-anchor: (\w+))?[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>a-cell', svg)
-    assert len(found) > 4
-    assert "control" in svg
-    places = [(float(x), float(y)) for _, x, y in found]
-    assert not [1 for at, (x, y) in enumerate(places) for other_x, other_y in places[:at] if abs(x - other_x) < 20 and abs(y - other_y) < 9]
+    far = SyntheticResult(name="far", sets=("ENGINE_MAX_NUM_SEQS=1",), ratio=2, itl=2)
+    crowd = [SyntheticResult(name=f"a-cell-{number:02}", sets=(f"ENGINE_MAX_NUM_SEQS={number}",), ratio=1 + number / 200, itl=1 + number / 300)
+             for number in range(12)]
+    svg = plots.throughput_against_latency(build(far, *crowd), "chat", "itl_ms_p99", "P99 ITL")
+    boxes = []
+    for style, x, y, name in re.findall(r'<text style="([^"]*)" x="([\d.]+)" y="([\d.]+)"[^>]*>(a-cell-\d+|control|far)<', svg):
+        width = 5.5 * len(name)  # no less than that at a size of 11
+        left = float(x) - (width if "anchor: end" in style else width / 2 if "anchor: middle" in style else 0)
+        boxes.append((left, left + width, float(y) - 9, float(y)))
+    assert len(boxes) >= 4
+    for at, (left, right, top, bottom) in enumerate(boxes):
+        for other in boxes[:at]:
+            assert right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
 
 
 def test_text_stays_text_and_a_plot_comes_out_the_same_each_time() -> None:

@@ -24,7 +24,8 @@ def work(settings: dict[str, str], config: dict[str, Any] = QWEN3) -> roofline.W
 
 def sample(**changes: Any) -> dict[str, Any]:
     """100 requests of 1000 tokens with answers of 101, 50 at once."""
-    return {"requests": {"completed": 100}, "tokens": {"input": 100_000, "output": 10_100}, "seconds": 20.0, "metrics": {"running_mean": 50.0}} | changes
+    return {"requests": {"completed": 100}, "tokens": {"input": 100_000, "output": 10_100}, "seconds": 20.0,
+            "metrics": {"running_mean": 50.0}} | changes
 
 
 def test_the_shape_of_qwen3_8b_comes_out_as_published() -> None:
@@ -155,7 +156,7 @@ def test_what_cannot_be_computed_says_why(settings: dict[str, str], config: dict
 
 
 def test_a_model_that_fit_does_not_know_is_named_without_the_folder_it_was_read_from() -> None:
-    with pytest.raises(PrerequisiteError, match="^the model of this run: no safetensors files, and Unheard is not an architecture"):
+    with pytest.raises(PrerequisiteError, match=r"^the model of this run: no safetensors files, and Unheard is not an architecture"):
         work({}, {**QWEN3, "model_type": "unheard", "architectures": ["Unheard"]})
 
 

@@ -17,7 +17,7 @@ def verdicts(effect: float, *, starts: int, repeats: int, within: float, between
 
     def side(middle: float) -> list[float]:
         shift = np.repeat(1 + between * noise.standard_normal(starts), repeats)
-        return (middle * shift * (1 + within * noise.standard_normal(starts * repeats))).tolist()
+        return [float(value) for value in middle * shift * (1 + within * noise.standard_normal(starts * repeats))]
 
     for _ in range(runs):
         yield statistics.compare(side(effect), side(1.0), higher_is_better=True, cell_starts=places, control_starts=places).verdict
@@ -60,6 +60,7 @@ def test_two_starts_that_differ_leave_two_degrees_of_freedom_however_many_repeat
     flat = statistics.compare(values, values, higher_is_better=True)
     known = statistics.compare(values, values, higher_is_better=True, cell_starts=[0, 0, 0, 5, 5, 5], control_starts=[1, 1, 1, 4, 4, 4])
     assert flat.smallest is not None
+    assert known.smallest is not None
     assert known.smallest == pytest.approx((4.303 + 1.061) * 0.02 / 2**0.5, rel=0.01)
     assert known.smallest > 2 * flat.smallest
 

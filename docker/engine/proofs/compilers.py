@@ -13,7 +13,7 @@ os.environ["CUTE_DSL_KEEP"] = "cubin"
 
 import cutlass  # type: ignore[import-not-found]
 import numba  # type: ignore[import-not-found]
-import numpy as np  # type: ignore[import-not-found]
+import numpy as np
 import triton  # type: ignore[import-not-found]
 import triton.language as tl  # type: ignore[import-not-found]
 from cutlass import cute

@@ -1,7 +1,6 @@
 """From the options of `make bench` to a measured run: the suite, every cell's settings, the runtime, the folder; checked before anything starts."""
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -107,17 +106,11 @@ def _announce(job: runner.Job) -> None:
     console.note(f"suite {suite.name}: {len(job.cells)} cells x {suite.rounds} rounds x {loads} loads of {names}; into reports/{job.run}")
 
 
-def load_result(name_or_path: str) -> dict[str, Any]:
-    """The result of a run: by its name under reports/ or reports/published/, its folder, or its result.json. Raises ConfigurationError."""
-    given = Path(name_or_path)
-    for path in (given, given / "result.json", REPORTS / given / "result.json", REPORTS / "published" / given / "result.json"):
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ConfigurationError(f"{path}: not JSON: {error}") from error
-            if isinstance(found, dict) and "comparisons" in found:
-                return found
-            raise ConfigurationError(f"{path}: not a result of the benchmark", fix="give a run's name, or its result.json")
+def find(run: str) -> Path:
+    """Where a run lies: by its name under reports/ or reports/published/, its folder, or its result.json. Raises ConfigurationError."""
+    given = Path(run)
+    for place in (given, REPORTS / given, REPORTS / "published" / given):
+        if place.is_file() or (place / "result.json").is_file():
+            return place
     runs = sorted(path.parent.name for folder in (REPORTS, REPORTS / "published") for path in folder.glob("*/result.json"))
-    raise ConfigurationError(f"{name_or_path}: no such run", fix=f"runs: {', '.join(runs)}" if runs else "make bench")
+    raise ConfigurationError(f"{run}: no such run", fix=f"runs: {', '.join(runs)}" if runs else "make bench")

@@ -205,8 +205,8 @@ def _latencies(result: Result) -> Iterator[Part]:
 
 def _memory_and_starts(result: Result) -> Iterator[Part]:
     memory = plots.memory(result)
-    yield Part(title="GPU memory over time", blocks=[Plots(about="One start of each cell with the loads after it; grey: cells that are not named.", figures=[memory])] if memory
-               else [NOT_MEASURED])
+    about = "One start of each cell with the loads after it; grey: cells that are not named."
+    yield Part(title="GPU memory over time", blocks=[Plots(about=about, figures=[memory])] if memory else [NOT_MEASURED])
     starts, phases = result.get("starts") or {}, plots.start_phases(result)
     ratio = starts.get("warm_to_cold")
     blocks: list[str | Table | Plots] = [
@@ -329,13 +329,15 @@ def _provenance(result: Result) -> Table:
 
 def _repeat(result: Result) -> Iterator[str | tuple[str, ...]]:
     about = result.get("provenance") or {}
-    options = [f"SUITE={result['suite']}"] if result.get("suite") else []
-    options += ["RUNTIME=process"] if about.get("runtime") == "process" else []
-    options += [f"CARD_GIB={about['card_gib']:g}"] if about.get("card_gib") else []
-    options += [f"SIDE_BY_SIDE={result['side_by_side']}"] if (result.get("side_by_side") or 1) > 1 else []
-    yield "With the same commit, model and env files on such a host; then hold the new run against this one (exit 6: slower beyond noise):"
+    options = [f"--suite {result['suite']}"] if result.get("suite") else []
+    options += ["--runtime process"] if about.get("runtime") == "process" else []
+    options += [f"--card-gib {about['card_gib']:g}"] if about.get("card_gib") else []
+    options += [f"--side-by-side {result['side_by_side']}"] if (result.get("side_by_side") or 1) > 1 else []
+    options += [f"--{key} {result[key]}" for key in ("rounds", "repeats") if result.get(key)]
+    yield "With the same commit and model on such a host, and with the --env-file and --set that lay under every cell where there were any; then " \
+        "hold the new run against this one (exit 6: slower beyond noise):"
     checkout = [f"git checkout {about['git_commit']}"] if about.get("git_commit") else []
-    yield (*checkout, f"make bench {' '.join(options)} RUN=again", f"make bench-compare A={result['run']} B=again")
+    yield (*checkout, " ".join(["python3 scripts/bench.py", *options, "--run again"]), f"make bench-compare A={result['run']} B=again")
     yield "Everything here is in result.json beside this file; each engine start is a file in legs/."
 
 

@@ -219,7 +219,8 @@ class _Measured:
     def _failed(self, cell: Cell, number: int, failed: StartFailed, asked: float, gpu: gpusampler.Sampler) -> None:
         console.note(f"  {cell.name} did not start: {failed.reason}")
         leg = self._leg(cell, number, {"ok": False, "cold": self._cold(), "seconds": time.time() - asked, "phases": [],
-                                       "facts": startphases.facts(failed.log), "reason": failed.reason, "remedy": failed.remedy, "log_tail": [text for _, text in failed.log[-LOG_TAIL:]]})
+                                       "facts": startphases.facts(failed.log), "reason": failed.reason, "remedy": failed.remedy,
+                                       "log_tail": [text for _, text in failed.log[-LOG_TAIL:]]})
         leg.data["memory"] = _memory(gpu, asked)
         leg.write()
 
@@ -320,7 +321,8 @@ class _Visit:
                     answer = self._load(agent, workload, seed=seed)
                     series = gpu.window(answer["at"], answer["at"] + answer["seconds"])
                     _add_gpu(answer, series, alone=alone)
-                    self.leg.data["samples"].append({"workload": workload.name, "repeat": repeat, "turn": turn, "seed": seed, "gpu": series} | answer)
+                    self.leg.data["samples"].append({"workload": workload.name, "repeat": repeat, "turn": turn, "group": salt, "seed": seed,
+                                                     "gpu": series} | answer)
                     console.note(f"  {self.cell.name} · {workload.name}: {_line(answer)}")
         except AgentError as error:
             self.leg.data["error"] = str(error)

@@ -55,8 +55,10 @@ def summary(values: Sequence[float]) -> dict[str, object]:
 
 
 def compare(cell: Sequence[float], control: Sequence[float], *, higher_is_better: bool, cell_starts: Sequence[int] = (),
-            control_starts: Sequence[int] = ()) -> Comparison:
+            control_starts: Sequence[int] = (), otherwise: float = 0.0) -> Comparison:
     """Is `cell` faster or slower than `control`? Each value is one measured load; `…_starts` names the engine start of each, where that is known.
+
+    `otherwise` is a relative difference that may come from something else than the cell's settings; no smaller effect is believed.
 
     "not measured" with fewer than two values on a side, or where the control's median is not above zero: there is no ratio to it.
     """
@@ -67,7 +69,7 @@ def compare(cell: Sequence[float], control: Sequence[float], *, higher_is_better
     below = _medians(theirs, side=1)
     # A resample of the control that is all zeros would make any ratio: it counts as its smallest measurement above zero.
     low, high = np.percentile(_medians(ours, side=0) / np.maximum(below, theirs[theirs > 0].min()), _INTERVAL)
-    smallest = max(SMALLEST, _detectable([_starts(ours, cell_starts), _starts(theirs, control_starts)]))
+    smallest = max(SMALLEST, otherwise, _detectable([_starts(ours, cell_starts), _starts(theirs, control_starts)]))
     seen = not low <= 1 <= high and abs(ratio - 1) > smallest
     verdict = SAME if not seen else FASTER if (ratio > 1) == higher_is_better else SLOWER
     return Comparison(ratio=ratio, low=float(low), high=float(high), smallest=smallest, verdict=verdict)
