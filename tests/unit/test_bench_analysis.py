@@ -172,8 +172,8 @@ def test_searches_quantiles_memory_and_distance_come_per_workload(tmp_path: Path
     assert cell["slo"].keys() == {"chat"}
     assert len(cell["slo"]["chat"]["most"]) == len(cell["slo"]["chat"]["steps"]) == 2
     assert cell["slo"]["chat"]["ended_by"] == ["slo", "slo"]
-    assert {workload: {what: len(values) for what, values in some.items()} for workload, some in cell["quantiles"].items()} == dict.fromkeys(
-        ("chat", "open-loop"), {"ttft_ms": 101, "itl_ms": 101, "e2e_ms": 101})
+    assert {workload: {what: len(values) for what, values in some.items()} for workload, some in cell["quantiles"].items()} == {
+        name: {"ttft_ms": 101, "itl_ms": 101, "e2e_ms": 101} for name in ("chat", "open-loop")}
     assert max(cell["memory"]["gib"]) == 28.9
     assert cell["roofline"].keys() == {"chat", "open-loop"}
     assert 0.5 < cell["roofline"]["chat"]["share_of_limit"] < 0.9
@@ -228,3 +228,19 @@ def test_what_is_no_run_or_damaged_is_refused_with_its_file(tmp_path: Path) -> N
     with pytest.raises(ConfigurationError, match=r"000-control\.json: cannot be read") as refused:
         analysis.analyse(tmp_path / "run")
     assert "run make bench with the same RUN again" in refused.value.fix
+
+
+def test_a_difference_that_two_kinds_of_start_explain_is_not_believed(tmp_path: Path) -> None:
+    a_little = SyntheticCell(name="a-little", axis="synthetic", speed=1.25)
+    assert verdict(run(tmp_path, CONTROL, a_little, rounds=2), "a-little") == "faster"
+
+    def started(cached: bool) -> Callable[[dict[str, Any]], None]:
+        facts = {"activation_gib": 1.0 if cached else 3.0, "kv_cache_gib": 5.0} | ({"compiled_from_cache": 1.0} if cached else {})
+        return lambda leg: leg["start"].update(facts=facts)
+
+    for order, cell in enumerate(("control", "a-little", "a-little", "control")):
+        result = change(tmp_path, order, started(cached=cell == "a-little"))
+    assert verdict(result, "a-little") == "no difference seen"
+    for order in range(4):
+        result = change(tmp_path, order, started(cached=True))
+    assert verdict(result, "a-little") == "faster"

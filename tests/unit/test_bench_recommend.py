@@ -124,7 +124,8 @@ def test_a_control_that_did_not_run_recommends_nothing() -> None:
 
 
 def test_apply_changes_lines_in_place_and_the_profile_loads(root: Path) -> None:
-    path = recommend.apply(build(KV, SEQS, PENDING), "tuned", root)
+    new = SyntheticResult(name="async-off", axis="scheduling", sets=("ENGINE_ASYNC_SCHEDULING=false",), ratio=1.3)
+    path = recommend.apply(build(KV, SEQS, PENDING, new), "tuned", root)
     assert path == root / "env" / "tuned.env"
     lines, base = path.read_text().splitlines(), (root / "env" / "throughput.env").read_text().splitlines()
     assert "run 2026-01-02-synthetic" in lines[0]
@@ -136,8 +137,9 @@ def test_apply_changes_lines_in_place_and_the_profile_loads(root: Path) -> None:
     at = lines.index("CUDA_DEVICE_MAX_CONNECTIONS=32")  # it stood there commented out
     assert "# CUDA_DEVICE_MAX_CONNECTIONS=32" not in lines
     assert lines.index("# Read by nothing; use nothing.") > at
-    assert lines.index("#### Measured: what the profile did not have") < lines.index("ENGINE_KV_CACHE_DTYPE=fp8")
-    changed = {"ENGINE_MAX_NUM_SEQS=256", "# CUDA_DEVICE_MAX_CONNECTIONS=32"}
+    assert lines.index("#### Measured: what the profile did not have") < lines.index("ENGINE_ASYNC_SCHEDULING=false")
+    assert lines.index("ENGINE_KV_CACHE_DTYPE=fp8") < at  # in its own place, too
+    changed = {"ENGINE_MAX_NUM_SEQS=256", "# ENGINE_KV_CACHE_DTYPE=fp8", "# CUDA_DEVICE_MAX_CONNECTIONS=32"}
     assert [line for line in base if line not in lines] == [line for line in base if line in changed]
     assert max(map(len, lines)) <= 150
     loaded = settings.load("tuned", root=root, environ={})

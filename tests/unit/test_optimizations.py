@@ -139,3 +139,17 @@ def test_list_shows_the_records_of_one_verdict_and_no_others(verdict: str, capsy
     assert [line.split()[:2] for line in out.splitlines()[1:]] == [[record.verdict, record.name] for record in RECORDS if record.verdict == verdict]
     code, out, _ = run(capsys, "list", "--verdict", verdict, "--json")
     assert {record["verdict"] for record in json.loads(out)} == {verdict}
+
+
+def test_what_was_measured_is_what_the_published_run_says() -> None:
+    said = re.compile(r"([a-z0-9-]+) on an .*: ([\d.]+) times the control's output tokens/s "
+                      r"\(95 % interval ([\d.]+) to ([\d.]+), ([a-z ]+), nothing under ([\d.]+)% would show\).*; (reports/published/\S+)")
+    measured = [record.measured for record in verdicts.load(ROOT) if record.measured != "not measured"]
+    assert len(measured) >= 9
+    for text in measured:
+        found = said.fullmatch(text)
+        assert found, text
+        result = json.loads((ROOT / found[7] / "result.json").read_text(encoding="utf-8"))
+        row = next(row for row in result["comparisons"] if (row["cell"], row["metric"]) == (found[1], "output_tokens_per_s"))
+        assert found.group(2, 3, 4, 5, 6) == (f"{row['ratio']:.3f}", f"{row['low']:.3f}", f"{row['high']:.3f}", row["verdict"],
+                                              f"{100 * row['smallest']:.1f}"), text
