@@ -89,6 +89,14 @@ def test_a_failed_cell_needs_no_more_visits_to_be_complete(tmp_path: Path) -> No
     assert result["complete"]
 
 
+def test_a_cell_that_fails_at_a_later_start_keeps_what_was_measured_with_the_reason_and_needs_no_more_visits(tmp_path: Path) -> None:
+    run(tmp_path, CONTROL, NEUTRAL, rounds=2)
+    result = change(tmp_path, 2, lambda leg: leg.update(samples=[], start={**leg["start"], "ok": False, "reason": "synthetic: out of memory"}))
+    cell = result["cells"][NEUTRAL.name]
+    assert (cell["state"], cell["reason"], result["complete"]) == ("measured", "synthetic: out of memory", True)
+    assert [start["ok"] for start in cell["starts"]] == [True, False]
+
+
 def test_an_interrupted_run_is_analysed_as_far_as_it_went(tmp_path: Path) -> None:
     result = run(tmp_path, CONTROL, FASTER, SLOWER, rounds=2, legs=2)
     assert not result["complete"]
