@@ -92,5 +92,5 @@ lint:  ## ruff, mypy --strict, yamllint, shellcheck, hadolint
 	@.venv/bin/hadolint docker/engine/Dockerfile docker/gateway/Dockerfile
 
 lock:  ## resolve the dependencies anew (needs uv)
-	@for name in requirements requirements-dev; do uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
+	@for name in requirements requirements-bench requirements-dev; do uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-header --no-annotate $$name.in --output-file $$name.lock; done
