@@ -16,7 +16,7 @@ import pytest
 from bundle import ROOT
 from support.project import wait_until
 
-OPTIONS = ("--suite", "cpu", "--rounds", "2", "--repeats", "1")
+OPTIONS = ("--suite", "cpu", "--workload", "cpu-chat", "--workload", "cpu-shared-prefix", "--rounds", "2", "--repeats", "1")
 
 
 def bench(*arguments: str) -> subprocess.Popen[str]:
@@ -132,7 +132,8 @@ def test_without_docker_the_same_suite_runs_where_vllm_is_installed(tmp_path: Pa
         done = subprocess.run(
             ["docker", "run", "--rm", "--name", name, "--network", "none", "--volume", f"{copy}:/bundle", "--workdir", "/bundle", "--shm-size", "1g",
              "--entrypoint", "python3", "vllm-bundle/engine:cpu-0.32.0", "scripts/bench.py", "--runtime", "process", "--suite", "cpu",
-             "--rounds", "1", "--repeats", "1", "--run", "pod", "--set", "ENGINE_MODEL=/opt/bundle/selftest-model"],
+             "--cell", "cpu-sequences-2", "--cell", "cpu-too-long", "--workload", "cpu-chat", "--rounds", "1", "--repeats", "1", "--run", "pod",
+             "--set", "ENGINE_MODEL=/opt/bundle/selftest-model"],
             capture_output=True, text=True, check=False, timeout=900)
     finally:
         subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)

@@ -192,7 +192,8 @@ class ComposeEngine:
 
     def alive(self) -> bool:
         now = self.runtime.deployment.containers().get("engine")
-        return now is not None and now.id == self.container.id and not now.ended_since(self.container)
+        return (now is not None and (now.id, now.started) == (self.container.id, self.container.started)
+                and not now.ended_since(self.container))
 
     def stop(self) -> None:
         self.runtime.keep(self.label, self.log())
