@@ -1,6 +1,7 @@
 """Two runs beside each other, and when the second counts as slower."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,20 @@ def test_starts_that_differ_more_than_their_repeats_count_as_the_noise(tmp_path:
     for one in stored:
         del one["starts"]
     assert known > 2 * row(compare.compare_results(a, b))["smallest"]
+
+
+def test_many_cells_that_are_as_fast_as_before_are_seldom_a_false_alarm() -> None:
+    noise, alarms, runs = random.Random(4), 0, 40
+
+    def result() -> dict[str, Any]:
+        metrics = {metric: [noise.gauss(100, 2) for _ in range(4)] for metric in compare.DECIDING}
+        return {"metrics": {"chat": {metric: {"values": values, "starts": [0, 0, 1, 1]} for metric, values in metrics.items()}},
+                "state": "measured", "output_check": {"verdict": "same"}}
+
+    for _ in range(runs):
+        a, b = ({"run": name, "workloads": {"chat": {"load": {}}}, "cells": {f"cell-{number}": result() for number in range(20)}} for name in "ab")
+        alarms += bool(compare.slower(compare.compare_results(a, b)))
+    assert alarms <= runs / 20
 
 
 def test_loads_that_differ_are_not_compared_and_it_is_said_in_what(tmp_path: Path) -> None:

@@ -35,6 +35,50 @@ def test_equal_cells_get_a_false_verdict_in_at_most_one_case_of_twenty(starts: i
     assert share(statistics.SAME, verdicts(1.0, starts=starts, repeats=repeats, within=within, between=between)) >= 0.95
 
 
+def table(effect: float, *, judged_together: bool, cells: int = 24, tables: int = 100) -> Iterator[list[str]]:
+    """The verdicts of simulated tables of `cells` and their control, two starts of two repeats each and 2 % of noise; the first has `effect`."""
+    noise, places = np.random.default_rng(4), [0, 0, 1, 1]
+
+    def side(middle: float) -> list[float]:
+        return [float(value) for value in middle * (1 + 0.02 * noise.standard_normal(4))]
+
+    for _ in range(tables):
+        control, others = side(1.0), [side(effect if number == 0 else 1.0) for number in range(cells)]
+        among, pooled = (cells, statistics.noise([(one, places) for one in (control, *others)])) if judged_together else (1, None)
+        yield [statistics.compare(one, control, higher_is_better=True, cell_starts=places, control_starts=places, among=among, pooled=pooled).verdict
+               for one in others]
+
+
+def test_a_table_of_equal_cells_holds_a_false_verdict_in_at_most_one_case_of_twenty() -> None:
+    together, alone = ([set(verdicts) != {statistics.SAME} for verdicts in table(1.0, judged_together=judged)] for judged in (True, False))
+    assert sum(together) <= len(together) / 20
+    assert sum(alone) > len(alone) / 20, "then cells need not be judged together"
+
+
+def test_what_is_judged_together_is_still_seen() -> None:
+    found = [verdicts[0] for verdicts in table(1.12, judged_together=True)]
+    assert found.count(statistics.FASTER) >= 0.9 * len(found)
+
+
+def test_a_cell_that_varies_more_than_the_others_is_judged_by_its_own_noise() -> None:
+    calm, wild = [100.0, 100.1, 99.9, 100.0], [100.0, 130.0, 120.0, 98.0]
+    pooled = statistics.noise([(calm, [])] * 9 + [(wild, [])])
+    alone, together = (statistics.compare(wild, calm, higher_is_better=True, pooled=known) for known in (None, pooled))
+    assert alone.smallest is not None
+    assert together.smallest is not None
+    assert together.smallest > 0.15
+    assert together.smallest < alone.smallest  # the same noise, on more degrees of freedom
+
+
+def test_a_tenth_is_as_far_away_as_ten_times() -> None:
+    some, tenth = [100.0, 140.0], [10.0, 14.0]
+    for cell, control, verdict in ((tenth, some, statistics.SLOWER), (some, tenth, statistics.FASTER)):
+        found = statistics.compare(cell, control, higher_is_better=True)
+        assert found.smallest is not None
+        assert found.smallest > 1, "so that no share can be as much below 1"
+        assert found.verdict == verdict
+
+
 @pytest.mark.parametrize(("effect", "verdict"), [(1.15, statistics.FASTER), (0.85, statistics.SLOWER)])
 def test_fifteen_percent_are_seen_nearly_always_in_four_repeats_with_three_percent_of_noise(effect: float, verdict: str) -> None:
     assert share(verdict, verdicts(effect, starts=1, repeats=4, within=0.03)) >= 0.97

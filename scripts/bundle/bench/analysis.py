@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -39,8 +39,8 @@ def analyse(run_dir: Path) -> dict[str, Any]:
         "complete": all(cell.complete for cell in cells.values()),
         "cells": {name: {**run["cells"][name], **cell.found(), "output_check": _output_check(cell, control)} for name, cell in cells.items()},
         "starts": _cold_and_warm(control)}
-    result["comparisons"] = [row for name, cell in cells.items() if name != run["control"]
-                             for row in _compared(cell, control, result["cells"][name]["output_check"]["verdict"] == "different")]
+    wrong = [name for name, cell in result["cells"].items() if cell["output_check"]["verdict"] == "different"]
+    result["comparisons"] = list(_compared(cells, control, wrong))
     result["recommendation"] = recommend.recommend(result)
     draft = run_dir / f"{RESULT}.part"
     draft.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -164,21 +164,30 @@ def _output_check(cell: _Cell, control: _Cell) -> dict[str, Any]:
     return {"verdict": verdict, "equal": equal, "of": len(pairs)}
 
 
-def _compared(cell: _Cell, control: _Cell, wrong: bool) -> Iterator[dict[str, Any]]:
-    """The rows of `cell` in every workload and every metric that either of the two has."""
-    for workload in cell.run["workloads"]:
-        ours = cell.loads(workload)
-        # Engines side by side: the control's loads count that ran in turns with the cell's, not those beside other cells.
-        groups = {sample.get("group") for _, sample in ours}
-        theirs = [(start, sample) for start, sample in control.loads(workload) if not ours or sample.get("group") in groups]
-        found, reference = _metrics(ours), _metrics(theirs)
+def _compared(cells: Mapping[str, _Cell], control: _Cell, wrong: Collection[str]) -> Iterator[dict[str, Any]]:
+    """The rows of every cell but the control in every workload and every metric that it or the control has. The answers of those in `wrong` are
+    wrong. What stands in one table, of a workload and a metric, shares its noise and its chance of being wrong: who reads it picks the best."""
+    others = [cell for cell in cells.values() if cell is not control]
+    for workload in control.run["workloads"]:
+        measured = {name: _metrics(cell.loads(workload)) for name, cell in cells.items()}
+        among = max(1, sum(bool(measured[cell.name]) for cell in others))
         for metric, higher in HIGHER_IS_BETTER.items():
-            if metric in found or metric in reference:
-                (starts, values), (control_starts, control_values) = (some.get(metric, ([], [])) for some in (found, reference))
-                seen = statistics.compare(values, control_values, higher_is_better=higher, cell_starts=starts, control_starts=control_starts,
-                                          otherwise=_otherwise(cell, control))
-                verdict = WRONG if wrong and seen.verdict != statistics.UNKNOWN else seen.verdict
-                yield {"cell": cell.name, "workload": workload, "metric": metric, **vars(seen), "verdict": verdict}
+            sides = [(values, starts) for found in measured.values() for starts, values in [found.get(metric, ([], []))]]
+            pooled = statistics.noise(sides) if any(len(values) > 1 for values, _ in sides) else None
+            for cell in others:
+                starts, values = measured[cell.name].get(metric, ([], []))
+                control_starts, control_values = _metrics(_beside(cell, control, workload)).get(metric, ([], []))
+                if values or control_values:
+                    seen = statistics.compare(values, control_values, higher_is_better=higher, cell_starts=starts, control_starts=control_starts,
+                                              otherwise=_otherwise(cell, control), among=among, pooled=pooled)
+                    verdict = WRONG if cell.name in wrong and seen.verdict != statistics.UNKNOWN else seen.verdict
+                    yield {"cell": cell.name, "workload": workload, "metric": metric, **vars(seen), "verdict": verdict}
+
+
+def _beside(cell: _Cell, control: _Cell, workload: str) -> list[Load]:
+    """The control's loads that ran in turns with the cell's: others ran beside other cells, or at another time."""
+    groups = {sample.get("group") for _, sample in cell.loads(workload)}
+    return [(start, sample) for start, sample in control.loads(workload) if not groups or sample.get("group") in groups]
 
 
 def _otherwise(cell: _Cell, control: _Cell) -> float:

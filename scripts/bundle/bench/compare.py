@@ -2,6 +2,7 @@
 
 Unlike the cells of one run the two were not measured in turns: what changed on the host between them counts as a difference of the runs. The noise
 is that within each of them, so a day that is slower than the last one shows too; where much depends on it, measure both as cells of one run.
+One row decides the answer as well as another, so they share the chance of being wrong, and the noise of all cells under one load.
 """
 
 import json
@@ -46,8 +47,8 @@ def compare_results(a: Result, b: Result) -> list[Row]:
     Verdicts are those of statistics.compare, and "not comparable" where the load differs (`why` says in what), "failed" and "wrong output" where
     b has no right answers and a had. Raises ConfigurationError when the runs have no cell and workload in common.
     """
-    rows = [row for cell in a["cells"] if cell in b["cells"] for workload in a["workloads"] if workload in b["workloads"]
-            for row in _rows(a, b, cell, workload)]
+    places = [(cell, workload) for cell in a["cells"] if cell in b["cells"] for workload in a["workloads"] if workload in b["workloads"]]
+    rows = [row for cell, workload in places for row in _rows(a, b, cell, workload, among=len(places) * len(DECIDING))]
     if not rows:
         raise ConfigurationError(f"runs {a['run']} and {b['run']} have no cell with a workload in common", fix="compare runs of the same suite")
     return rows
@@ -84,7 +85,7 @@ def require_not_slower(rows: Sequence[Row]) -> None:
                           fix="look at what differs between the runs; measure both as cells of one run where the host may have changed")
 
 
-def _rows(a: Result, b: Result, cell: str, workload: str) -> Iterator[Row]:
+def _rows(a: Result, b: Result, cell: str, workload: str, *, among: int) -> Iterator[Row]:
     place = {"cell": cell, "workload": workload}
     nothing = vars(statistics.Comparison())
     if changed := _changed(a["workloads"][workload]["load"], b["workloads"][workload]["load"]):
@@ -99,9 +100,17 @@ def _rows(a: Result, b: Result, cell: str, workload: str) -> Iterator[Row]:
         if metric in reference or metric in ours:
             found, known = (side.get(metric) or {} for side in (ours, reference))
             seen = statistics.compare(found.get("values") or [], known.get("values") or [], higher_is_better=higher,
-                                      cell_starts=found.get("starts") or [], control_starts=known.get("starts") or [])
+                                      cell_starts=found.get("starts") or [], control_starts=known.get("starts") or [], among=among,
+                                      pooled=_noise((a, b), workload, metric))
             yield {**place, "metric": metric, **vars(seen), **({"verdict": analysis.WRONG} if wrong and not before else {}),
                    "why": "its answers at temperature 0 are not its control's" if wrong and not before else ""}
+
+
+def _noise(runs: Sequence[Result], workload: str, metric: str) -> statistics.Noise | None:
+    """The noise of all cells of both runs under one load."""
+    found = [one for run in runs for cell in run["cells"].values() if (one := (cell["metrics"].get(workload) or {}).get(metric))]
+    sides = [(one["values"], one.get("starts") or []) for one in found]
+    return statistics.noise(sides) if any(len(values) > 1 for values, _ in sides) else None
 
 
 def _changed(a: Mapping[str, str], b: Mapping[str, str]) -> str:

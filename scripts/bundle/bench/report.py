@@ -109,7 +109,8 @@ def _parts(result: Result) -> Iterator[Part]:
     yield Part(title="What it was measured on", blocks=[_hardware(result)])
     yield Part(title="Cells", blocks=[
         "Medians with their 95 % bootstrap intervals. A cell is faster or slower only where the interval of its ratio to the control excludes 1 and "
-        "the effect is larger than the smallest that this run could have seen (\"would show from\"). Better and worse: beyond noise too."])
+        "the effect is larger than the smallest that this run could have seen (\"would show from\"). The cells of a table are judged together: noise "
+        "alone puts a wrong verdict into at most one table of twenty. Better and worse: beyond noise too."])
     for workload in result["workloads"]:
         yield Part(title=_title(result, workload), level=3, blocks=[_load(result, workload), _speeds(result, workload)])
     yield Part(title="What did not run", blocks=[_failures(result)])

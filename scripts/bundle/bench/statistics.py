@@ -6,8 +6,12 @@ Two questions stand behind a verdict, and both must say yes, since each alone is
   2 to 4 values know nothing beyond their own range, so with so few the interval is too narrow: between equal cells it leaves out 1 far more often
   than in one case of twenty.
 - The smallest effect: is the change larger than what a t-test of this size finds in 80 of 100 runs? That takes the few degrees of freedom into
-  account, and it does not forget noise that two repeats happened not to show in their medians. It asks for more than significance at 5 %,
-  on purpose: one run makes hundreds of comparisons.
+  account, and it does not forget noise that two repeats happened not to show in their medians. It asks for more than significance at 5 %.
+
+Where several comparisons are read together, and the best of them is acted on, two things more: the 5 % are shared out among them (Bonferroni), and
+the noise is taken from all that were measured in the same way, which knows it far better than two or three values do. Simulated with tables of 8
+and 38 equal cells of 2 to 6 values: a false verdict stands in 0 to 2 % of the tables, and in 8 to 40 % where each cell is judged for itself; of
+effects of 8 % where values vary by 2 %, 26 to 74 % are seen, instead of 33 to 86 %.
 
 Repeats after one engine start share that start. Where it is known which start each value came from, starts that differ by more than their repeats
 do count as noise of their own; with one start on each side that noise cannot be seen.
@@ -17,10 +21,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 RESAMPLES = 10_000
 SMALLEST = 0.01
@@ -48,6 +52,14 @@ class Comparison:
     verdict: str = UNKNOWN
 
 
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """How much one value varies where nothing was changed, relative to its mean, and on how many degrees of freedom that is known."""
+
+    variance: float
+    freedom: int
+
+
 def summary(values: Sequence[float]) -> dict[str, object]:
     """The median of `values` (at least one) with its 95 % bootstrap interval, and the values as they were measured."""
     low, high = np.percentile(_medians(np.asarray(values, dtype=float), side=0), _INTERVAL)
@@ -55,10 +67,12 @@ def summary(values: Sequence[float]) -> dict[str, object]:
 
 
 def compare(cell: Sequence[float], control: Sequence[float], *, higher_is_better: bool, cell_starts: Sequence[int] = (),
-            control_starts: Sequence[int] = (), otherwise: float = 0.0) -> Comparison:
+            control_starts: Sequence[int] = (), otherwise: float = 0.0, among: int = 1, pooled: Noise | None = None) -> Comparison:
     """Is `cell` faster or slower than `control`? Each value is one measured load; `…_starts` names the engine start of each, where that is known.
 
-    `otherwise` is a relative difference that may come from something else than the cell's settings; no smaller effect is believed.
+    `otherwise` is a relative difference that may come from something else than the cell's settings; no smaller effect is believed. `among` is how
+    many comparisons are read together: the chance that noise alone makes any of them faster or slower stays that of one. `pooled` is the noise of
+    all that were measured in the same way: two values on a side know little of their own, and only where they vary more does that count.
 
     "not measured" with fewer than two values on a side, or where the control's median is not above zero: there is no ratio to it.
     """
@@ -69,8 +83,14 @@ def compare(cell: Sequence[float], control: Sequence[float], *, higher_is_better
     below = _medians(theirs, side=1)
     # A resample of the control that is all zeros would make any ratio: it counts as its smallest measurement above zero.
     low, high = np.percentile(_medians(ours, side=0) / np.maximum(below, theirs[theirs > 0].min()), _INTERVAL)
-    smallest = max(SMALLEST, otherwise, _detectable([_starts(ours, cell_starts), _starts(theirs, control_starts)]))
-    seen = not low <= 1 <= high and abs(ratio - 1) > smallest
+    own = noise([(cell, cell_starts), (control, control_starts)])
+    known = pooled or own
+    error = (max(own.variance, known.variance) * (1 / len(cell) + 1 / len(control))) ** 0.5
+    detectable = error * (stdtrit(known.freedom, 1 - _SIGNIFICANCE / among / 2) + stdtrit(known.freedom, _POWER))
+    smallest = float(max(SMALLEST, otherwise, detectable))
+    # A tenth is as far from 1 as ten times: the noise is relative on both sides.
+    effect = max(ratio, 1 / ratio) - 1 if ratio else np.inf
+    seen = not low <= 1 <= high and effect > smallest
     verdict = SAME if not seen else FASTER if (ratio > 1) == higher_is_better else SLOWER
     return Comparison(ratio=ratio, low=float(low), high=float(high), smallest=smallest, verdict=verdict)
 
@@ -99,25 +119,16 @@ def _starts(values: _Values, starts: Sequence[int]) -> list[_Values]:
     return [np.array([value for _, value in group]) for _, group in groupby(pairs, key=lambda pair: pair[0])]
 
 
-def _detectable(sides: Sequence[Sequence[_Values]]) -> float:
-    """The relative change that a t-test between the two sides finds with 80 % power at 5 %, two-sided; each side is its engine starts.
+def noise(sides: Sequence[tuple[Sequence[float], Sequence[int]]]) -> Noise:
+    """The noise on `sides`, each a cell's values with the engine start of each (nothing where that is not known); at least two values in all.
 
-    Its variance is that of all values around the mean of their side, or that of the starts where they differ clearly more than repeats do.
+    The variance is that of all values around the mean of their side, or that of the starts where they differ clearly more than repeats do.
     """
-    starts = [start for side in sides for start in side]
+    known = [_starts(np.asarray(values, dtype=float), starts) for values, starts in sides if values]
+    starts = [start for side in known for start in side]
     within = sum(float(((start - start.mean()) ** 2).sum()) for start in starts)
-    between = sum(len(start) * float((start.mean() - np.concatenate(side).mean()) ** 2) for side in sides for start in side)
-    free_within, free_between = sum(map(len, starts)) - len(starts), len(starts) - len(sides)
-    variance, freedom = (within + between) / (free_within + free_between), free_within + free_between
+    between = sum(len(start) * float((start.mean() - np.concatenate(side).mean()) ** 2) for side in known for start in side)
+    free_within, free_between = sum(map(len, starts)) - len(starts), len(starts) - len(known)
     if free_between and free_within and between / free_between > CLEARLY_MORE * within / free_within:
-        variance, freedom = between / free_between, free_between
-    error = (variance * sum(1 / sum(map(len, side)) for side in sides)) ** 0.5
-    return float(error * (_t(1 - _SIGNIFICANCE / 2, freedom) + _t(_POWER, freedom)))
-
-
-def _t(share: float, freedom: int) -> float:
-    """Student's quantile: Fisher's expansion around the normal one, less than 1 % off from 2 degrees of freedom on (Abramowitz, Stegun 26.7.5)."""
-    x = NormalDist().inv_cdf(share)
-    return (x + (x**3 + x) / (4 * freedom) + (5 * x**5 + 16 * x**3 + 3 * x) / (96 * freedom**2)
-            + (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / (384 * freedom**3)
-            + (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / (92160 * freedom**4))
+        return Noise(variance=between / free_between, freedom=free_between)
+    return Noise(variance=(within + between) / (free_within + free_between), freedom=free_within + free_between)
