@@ -133,6 +133,38 @@ def test_a_leg_that_broke_off_and_was_measured_again_does_not_count(tmp_path: Pa
     assert cell["metrics"]["chat"]["itl_ms_p50"]["values"] == before["cells"][FASTER.name]["metrics"]["chat"]["itl_ms_p50"]["values"]
 
 
+def test_a_start_on_which_nothing_is_measured_shows_its_times_and_completes_nothing(tmp_path: Path) -> None:
+    def started_only(leg: dict[str, Any]) -> None:
+        leg.update(visits=0, samples=[], outputs=[], slo=[])
+
+    run(tmp_path, CONTROL, NEUTRAL, rounds=2)
+    result = change(tmp_path, 1, started_only)
+    assert not result["complete"]
+    assert len(result["cells"][NEUTRAL.name]["starts"]) == 2
+    assert len(result["cells"][NEUTRAL.name]["metrics"]["chat"]["output_tokens_per_s"]["values"]) == 3
+
+
+def test_an_engine_that_dies_at_its_first_load_has_failed_although_it_had_started_before(tmp_path: Path) -> None:
+    run(tmp_path, CONTROL, FASTER, rounds=1)
+    legs = tmp_path / "run" / "legs"
+    leg = json.loads((legs / "001-kv-fp8.json").read_text()) | {"samples": [], "outputs": []}
+    (legs / "001-kv-fp8.json").write_text(json.dumps(leg | {"visits": 0}))
+    (legs / "002-kv-fp8.json").write_text(json.dumps(leg | {"order": 2, "error": "synthetic: the engine ended"}))
+    cell = analysis.analyse(tmp_path / "run")["cells"][FASTER.name]
+    assert (cell["state"], cell["reason"]) == ("failed", "synthetic: the engine ended")
+
+
+def test_a_start_that_compiled_is_a_cold_one_whichever_it_was(tmp_path: Path) -> None:
+    run(tmp_path, CONTROL, rounds=3)
+    for order, facts in enumerate(({"compile_s": 40.0}, {"compile_s": 40.0}, {"compile_s": 4.0, "compiled_from_cache": 1.0})):
+        def start(leg: dict[str, Any], new: dict[str, Any] = {"cold": order == 0, "seconds": 60.0 - order, "facts": facts}) -> None:  # noqa: B006
+            leg["start"].update(new)
+
+        result = change(tmp_path, order, start)
+    assert [start["cold"] for start in result["cells"]["control"]["starts"]] == [True, True, False]
+    assert [(result["starts"][kind]["of"], result["starts"][kind]["seconds"]) for kind in ("cold", "warm")] == [(2, 59.5), (1, 58.0)]
+
+
 def test_a_fast_wrong_answer_is_no_gain(tmp_path: Path) -> None:
     result = run(tmp_path, CONTROL, WRONG, FASTER, NEUTRAL)
     checks = {name: cell["output_check"] for name, cell in result["cells"].items()}

@@ -22,6 +22,7 @@ from bundle.settings import Settings
 class FakeEngine:
     label: str
     happened: list[str]
+    compiles: str = ""
     base_url: str = "http://127.0.0.1:1"
     model: str = "/model"
     served_model_name: str = "fake"
@@ -32,7 +33,8 @@ class FakeEngine:
     held_s: float = 5.0
 
     def log(self) -> list[tuple[float, str]]:
-        return [(100.0, "first line"), (110.0, "INFO 11-23 14:49:03 [core.py:77] Initializing a V1 LLM engine (v0.33.0)")]
+        said = ("first line", "INFO 11-23 14:49:03 [core.py:77] Initializing a V1 LLM engine (v0.33.0)", self.compiles)
+        return [(100.0 + 10 * at, line) for at, line in enumerate(said)]
 
     def alive(self) -> bool:
         return f"{self.label[4:]} dies" not in self.happened
@@ -43,10 +45,11 @@ class FakeEngine:
 
 @dataclass(kw_only=True)
 class FakeRuntime:
-    """Starts nothing; `broken` are the cells that do not come up."""
+    """Starts nothing; `broken` are the cells that do not come up, `compiled` those whose model was compiled."""
 
     name: str = "fake"
     broken: tuple[str, ...] = ()
+    compiled: set[str] = field(default_factory=lambda: set("abcd"))
     happened: list[str] = field(default_factory=list)
 
     def prepare(self, settings: Sequence[Settings]) -> None:
@@ -56,7 +59,10 @@ class FakeRuntime:
         self.happened.append(f"start {label[4:]}")
         if label[4:] in self.broken:
             raise StartFailed(reason="no memory for it", remedy="lower it", log=[(1.0, "the last words")])
-        return FakeEngine(label=label, happened=self.happened)
+        found = label[4:] in self.compiled
+        self.compiled.add(label[4:])
+        said = f"{'Directly load the compiled graph(s). ' if found else ''}torch.compile took {1.5 if found else 40.5} s in total"
+        return FakeEngine(label=label, happened=self.happened, compiles=said)
 
     def start_together(self, wanted: Sequence[tuple[Settings, str]]) -> list[FakeEngine | StartFailed]:
         outcomes: list[FakeEngine | StartFailed] = []
@@ -150,14 +156,14 @@ def legs(folder: Path) -> list[dict[str, Any]]:
 def test_visits_go_forwards_and_backwards_through_the_cells(tmp_path: Path) -> None:
     runtime = FakeRuntime()
     runner.run(job(tmp_path, rounds=3), runtime)
-    assert [line for line in runtime.happened if line.startswith("start")] == [f"start {name}" for name in "abccbaabc"]
-    assert [leg["cell"] for leg in legs(tmp_path)] == list("abccbaabc")
+    assert [line for line in runtime.happened if line.startswith("start")] == [f"start {name}" for name in "aabccbaabc"]
+    assert [leg["cell"] for leg in legs(tmp_path)] == list("aabccbaabc")
 
 
 def test_each_engine_is_stopped_before_the_next_is_started(tmp_path: Path) -> None:
     runtime = FakeRuntime()
     runner.run(job(tmp_path, rounds=1), runtime)
-    assert runtime.happened == ["prepare", "start a", "stop a", "start b", "stop b", "start c", "stop c", "close"]
+    assert runtime.happened == ["prepare", *2 * ["start a", "stop a"], "start b", "stop b", "start c", "stop c", "close"]
 
 
 def test_a_cell_that_does_not_start_is_a_result_and_is_not_tried_again(tmp_path: Path) -> None:
@@ -167,7 +173,7 @@ def test_a_cell_that_does_not_start_is_a_result_and_is_not_tried_again(tmp_path:
     failed = next(leg for leg in legs(tmp_path) if leg["cell"] == "b")
     assert (failed["start"]["ok"], failed["start"]["reason"], failed["start"]["remedy"]) == (False, "no memory for it", "lower it")
     assert failed["start"]["log_tail"] == ["the last words"]
-    assert [leg["cell"] for leg in legs(tmp_path)] == list("abcca")
+    assert [leg["cell"] for leg in legs(tmp_path)] == list("aabcca")
 
 
 def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path: Path) -> None:
@@ -176,10 +182,10 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         runner.run(job(tmp_path), first)
     assert first.happened[-2:] == ["stop b", "close"]
-    assert [(leg["cell"], leg["error"]) for leg in legs(tmp_path)] == [("a", ""), ("b", "interrupted")]
+    assert [(leg["cell"], leg["visits"], leg["error"]) for leg in legs(tmp_path)] == [("a", 0, ""), ("a", 1, ""), ("b", 0, "interrupted")]
     again = FakeRuntime()
     runner.run(job(tmp_path), again)
-    assert [line for line in again.happened if line.startswith("start")] == [f"start {name}" for name in "bccba"]
+    assert [line for line in again.happened if line.startswith("start")] == [f"start {name}" for name in "bbccba"]
 
 
 def test_a_run_is_not_continued_with_other_options(tmp_path: Path) -> None:
@@ -205,7 +211,7 @@ def test_all_cells_see_the_same_prompts_and_no_engine_sees_one_twice(tmp_path: P
 def test_an_engine_that_dies_under_load_is_a_result_and_the_run_goes_on(tmp_path: Path) -> None:
     FakeAgent.dies_at = 2
     runner.run(job(tmp_path, rounds=1), FakeRuntime())
-    assert [(leg["cell"], leg["error"]) for leg in legs(tmp_path)] == [("a", "the engine is gone"), ("b", ""), ("c", "")]
+    assert [(leg["cell"], leg["error"]) for leg in legs(tmp_path)] == [("a", ""), ("a", "the engine is gone"), ("b", ""), ("c", "")]
 
 
 def test_requests_that_fail_because_the_engine_died_are_not_measured(tmp_path: Path) -> None:
@@ -218,7 +224,7 @@ def test_requests_that_fail_because_the_engine_died_are_not_measured(tmp_path: P
 
 def test_what_the_driver_tells_stands_beside_the_load(tmp_path: Path) -> None:
     runner.run(job(tmp_path, cells=(), rounds=1), FakeRuntime())
-    (leg,) = legs(tmp_path)
+    leg = legs(tmp_path)[-1]
     metrics = leg["samples"][0]["metrics"]
     assert (metrics["gpu_memory_gib_peak"], metrics["watts_mean"], metrics["joules"], metrics["tokens_per_joule"]) == (4.0, 100.0, 100.0, 0.08)
     assert leg["memory"] == {"t_s": [0.0, 1.0], "gib": [3.0, 4.0]}
@@ -229,9 +235,27 @@ def test_a_start_excludes_the_time_that_it_was_held_back(tmp_path: Path) -> None
     assert legs(tmp_path)[0]["start"]["seconds"] == 25.0
 
 
-def test_only_the_first_start_of_a_run_is_cold(tmp_path: Path) -> None:
+def test_only_the_first_start_of_a_run_is_cold_and_nothing_is_measured_on_it(tmp_path: Path) -> None:
     runner.run(job(tmp_path, rounds=1), FakeRuntime())
-    assert [leg["start"]["cold"] for leg in legs(tmp_path)] == [True, False, False]
+    assert [(leg["cell"], leg["start"]["cold"], len(leg["samples"])) for leg in legs(tmp_path)] == [
+        ("a", True, 0), ("a", False, 1), ("b", False, 1), ("c", False, 1)]
+
+
+def test_nothing_is_measured_on_a_start_that_compiled_its_model(tmp_path: Path) -> None:
+    runtime = FakeRuntime(compiled={"a", "c"})
+    runner.run(job(tmp_path), runtime)
+    assert [leg["cell"] for leg in legs(tmp_path)] == list("aabbccba")
+    assert [len(leg["samples"]) for leg in legs(tmp_path)] == [0, 1, 0, *[1] * 5]
+
+
+def test_an_engine_that_compiles_at_every_start_is_measured_all_the_same(tmp_path: Path) -> None:
+    class Forgetful(FakeRuntime):
+        def start(self, settings: Settings, label: str) -> FakeEngine:
+            self.compiled.clear()
+            return super().start(settings, label)
+
+    runner.run(job(tmp_path, cells=("b",)), Forgetful())
+    assert [(leg["cell"], len(leg["samples"])) for leg in legs(tmp_path)] == [("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 1), ("a", 1)]
 
 
 def test_the_model_is_noted_once_beside_the_plan(tmp_path: Path) -> None:
@@ -246,7 +270,7 @@ def test_the_most_requests_within_the_limits_are_searched_once_per_cell(tmp_path
     FakeAgent.holds = 24
     limits = Slo(ttft_ms_p99=100.0, itl_ms_p99=100.0, success=1.0, start=8, most=256)
     runner.run(job(tmp_path, cells=("b",), slo=limits), FakeRuntime())
-    found = {(leg["cell"], leg["round"]): leg["slo"] for leg in legs(tmp_path)}
+    found = {(leg["cell"], leg["round"]): leg["slo"] for leg in legs(tmp_path) if leg["visits"]}
     assert found[("a", 1)] == found[("b", 1)] == []
     for name in "ab":
         (searched,) = found[(name, 0)]
@@ -257,11 +281,22 @@ def test_the_most_requests_within_the_limits_are_searched_once_per_cell(tmp_path
 def test_side_by_side_the_control_stays_up_and_each_group_is_visited_in_turn(tmp_path: Path) -> None:
     runtime = FakeRuntime()
     runner.run(job(tmp_path, cells=("b", "c", "d"), rounds=2, side_by_side=3), runtime)
-    assert runtime.happened == ["prepare", "start a", "start b", "start c", "stop b", "stop c", "start d", "stop d", "stop a", "close"]
+    assert runtime.happened == ["prepare", "start a", "start b", "start c", "stop a", "start a", "stop b", "stop c", "start d", "stop d", "stop a",
+                                "close"]
     visits = {leg["cell"]: (leg["visits"], len(leg["samples"])) for leg in legs(tmp_path)}
     assert visits == {"a": (4, 4), "b": (2, 2), "c": (2, 2), "d": (2, 2)}
-    control = next(leg for leg in legs(tmp_path) if leg["cell"] == "a")
+    cold, control = (leg for leg in legs(tmp_path) if leg["cell"] == "a")
+    assert (cold["visits"], cold["samples"]) == (0, [])
     assert len({sample["seed"] for sample in control["samples"]}) == 4
+
+
+def test_side_by_side_those_that_compiled_are_started_again_beside_the_others(tmp_path: Path) -> None:
+    runtime = FakeRuntime(compiled={"a", "c"})
+    runner.run(job(tmp_path, cells=("b", "c"), rounds=1, side_by_side=3), runtime)
+    assert runtime.happened == ["prepare", "start a", "start b", "start c", "stop a", "stop b", "start a", "start b", "stop b", "stop c", "stop a",
+                                "close"]
+    measured = [leg for leg in legs(tmp_path) if leg["samples"]]
+    assert [(leg["order"], leg["cell"]) for leg in measured] == [(2, "c"), (3, "a"), (4, "b")]
 
 
 def test_side_by_side_memory_belongs_to_no_single_engine(tmp_path: Path) -> None:
@@ -276,7 +311,7 @@ def test_side_by_side_goes_on_with_the_cells_that_are_missing(tmp_path: Path) ->
     again = FakeRuntime()
     FakeAgent.interrupted_at = 0
     runner.run(job(tmp_path, cells=("b", "c"), rounds=2, side_by_side=2), again)
-    assert again.happened == ["prepare", "start a", "start c", "stop c", "stop a", "close"]
+    assert again.happened == ["prepare", "start a", "start c", "stop a", "start a", "stop c", "stop a", "close"]
 
 
 def test_half_a_file_is_never_left_behind(tmp_path: Path) -> None:

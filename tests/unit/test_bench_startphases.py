@@ -120,3 +120,13 @@ def test_the_facts_of_a_start_on_the_cpu() -> None:
 def test_an_engine_that_found_too_little_memory_tells_how_much() -> None:
     line = "ValueError: Free memory on device cuda:0 (20.11/31.36 GiB) on startup is less than desired GPU memory utilization (0.92, 28.85 GiB)."
     assert startphases.facts([(0.0, line)]) == {"free_gib": 20.11, "requested_share": 0.92, "requested_gib": 28.85}
+
+
+def test_a_start_that_compiled_is_cold_and_one_that_found_it_compiled_is_not() -> None:
+    def start(log: Log, *, cold: bool = False) -> dict[str, object]:
+        return {"cold": cold, "facts": startphases.facts(log)}
+
+    assert startphases.cold(start(cuda_log())), "a real first start"
+    assert not startphases.cold(start([(0.0, line) for line in SYNTHETIC_GPU_032.splitlines()])), "it says that it loaded what was compiled"
+    assert not startphases.cold(start(cpu_log())), "it compiles nothing"
+    assert startphases.cold(start(cpu_log(), cold=True)), "with empty caches"

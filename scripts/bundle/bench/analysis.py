@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bundle.bench import recommend, roofline, statistics
+from bundle.bench import recommend, roofline, startphases, statistics
 from bundle.errors import BundleError, ConfigurationError
 
 RUN, RESULT = "run.json", "result.json"
@@ -62,7 +62,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _of(legs: Sequence[Leg], name: str) -> list[Leg]:
     """The legs of the cell `name`, without those that broke off and were measured again."""
     own = [leg for leg in legs if leg["cell"] == name]
-    whole = {leg["round"] for leg in own if not leg["error"]}
+    whole = {leg["round"] for leg in own if leg["visits"] and not leg["error"]}
     return [leg for leg in own if not (leg["error"] and leg["round"] in whole)]
 
 
@@ -77,7 +77,7 @@ class _Cell:
     @property
     def complete(self) -> bool:
         """Whether nothing is left to measure: every visit was made, or there is a reason why there are none."""
-        visits = sum(leg.get("visits", 1) for leg in self.legs if leg["start"]["ok"] and not leg["error"])
+        visits = sum(leg["visits"] for leg in self.legs if leg["start"]["ok"] and not leg["error"])
         return visits >= self.run["rounds"] or any(not leg["start"]["ok"] for leg in self.legs) or self.state == "failed"
 
     @property
@@ -104,7 +104,8 @@ class _Cell:
         return {
             "state": self.state, "reason": (trouble["start"]["reason"] or trouble["error"]) if trouble else "",
             "remedy": trouble["start"]["remedy"] if trouble else "",
-            "starts": [{key: leg["start"][key] for key in ("ok", "cold", "seconds", "phases", "facts")} for leg in self.legs],
+            "starts": [{key: leg["start"][key] for key in ("ok", "seconds", "phases", "facts")} | {"cold": startphases.cold(leg["start"])}
+                       for leg in self.legs],
             "metrics": {workload: {metric: {**statistics.summary(values), "starts": starts} for metric, (starts, values) in _metrics(some).items()}
                         for workload, some in loads.items()},
             "quantiles": {workload: _quantiles(some) for workload, some in measured.items()},
@@ -191,10 +192,9 @@ def _beside(cell: _Cell, control: _Cell, workload: str) -> list[Load]:
 
 
 def _otherwise(cell: _Cell, control: _Cell) -> float:
-    """What of a difference may come from the starts: vLLM measures more activations right after it has compiled than when it finds its compiled
-    code cached, and gives what it measures less to the KV cache (seen on an H200, 0.26.0: 1.32 and 0.66 GiB, 136,464 and 141,488 tokens with the
-    same settings). 0 where all starts of both were of one kind."""
-    facts = [[leg["start"]["facts"] for leg in one.legs if leg["start"]["ok"]] for one in (cell, control)]
+    """What of a difference may come from the starts (startphases.cold): the KV cache that they may have had otherwise. 0 where all that were
+    measured of both were of one kind, as the runner sees to wherever the engine can keep what it compiled."""
+    facts = [[leg["start"]["facts"] for leg in one.legs if leg["samples"]] for one in (cell, control)]
     kinds = [{bool(fact.get("compiled_from_cache")) for fact in some} for some in facts]
     known = [fact for some in facts for fact in some if fact.get("activation_gib") and fact.get("kv_cache_gib")]
     if (kinds[0] == kinds[1] and len(kinds[0]) == 1) or not known:
@@ -204,9 +204,9 @@ def _otherwise(cell: _Cell, control: _Cell) -> float:
 
 
 def _cold_and_warm(control: _Cell) -> dict[str, Any]:
-    """The control's starts with empty caches and with filled ones: medians, in seconds; None where there was none of a kind."""
+    """The control's starts that compiled and those that did not have to: medians, in seconds; None where there was none of a kind."""
     starts = [leg["start"] for leg in control.legs if leg["start"]["ok"]]
-    cold, warm = (_start([start for start in starts if start["cold"] is wanted]) for wanted in (True, False))
+    cold, warm = (_start([start for start in starts if startphases.cold(start) is wanted]) for wanted in (True, False))
     return {"cold": cold, "warm": warm, "warm_to_cold": warm["seconds"] / cold["seconds"] if cold and warm and cold["seconds"] else None}
 
 

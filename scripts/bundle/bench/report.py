@@ -211,8 +211,10 @@ def _memory_and_starts(result: Result) -> Iterator[Part]:
     starts, phases = result.get("starts") or {}, plots.start_phases(result)
     ratio = starts.get("warm_to_cold")
     blocks: list[str | Table | Plots] = [
-        f"A warm start of the control takes {ratio:.2f} of a cold one (nothing compiled yet)." if ratio is not None
-        else f"Warm against cold for the control: {NOT_MEASURED}."]
+        f"A warm start of the control takes {ratio:.2f} of a cold one." if ratio is not None
+        else f"Warm against cold for the control: {NOT_MEASURED}.",
+        "A cold start compiles what a later one finds compiled. The first cold start of a run, the control's, finds all caches empty; other cells "
+        "find filled what they share with it."]
     if phases:
         blocks.append(Plots(about="Where a start spends its time.", figures=[phases]))
     rows = []

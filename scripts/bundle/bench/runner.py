@@ -1,11 +1,13 @@
-"""Measure a suite: every cell against the control in one run, forwards and backwards through the cells, one leg file for every engine start."""
+"""Measure a suite: every cell against the control in one run, forwards and backwards through the cells, one leg file for every engine start.
+
+Nothing is measured on a cell's first start where that had to compile (startphases.cold says why): it is noted, and the engine started again.
+"""
 
 import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,7 +133,7 @@ def _open(job: Job, runtime: Runtime) -> None:
         if changed:
             raise ConfigurationError(f"{path}: this run was begun with other {', '.join(changed)}; its halves could not be compared",
                                      fix="give the options that it was begun with, or begin a new run (another RUN=)")
-        console.note(f"going on with {job.run}: {len(read_legs(job.folder))} starts are measured")
+        console.note(f"going on with {job.run}: {len(read_legs(job.folder))} starts are done")
         return
     with console.step("what this hardware can do: copy bandwidth and matrix product"):
         ceilings = runtime.probe()
@@ -156,10 +158,12 @@ class _Measured:
         self.job, self.runtime, self.agents = job, runtime, _Agents(job.folder)
         self.legs = read_legs(job.folder)
         self.first = self.order = 1 + max((leg["order"] for leg in self.legs), default=-1)
+        self.warm: set[str] = set()
+        """The cells whose compiled code lies in this call's caches, which go with its end."""
 
     def one_by_one(self) -> None:
         """An engine start for every visit."""
-        done = {(leg["round"], leg["cell"]) for leg in self.legs if not leg["error"]}
+        done = {(leg["round"], leg["cell"]) for leg in self.legs if leg["visits"] and not leg["error"]}
         dead = {leg["cell"] for leg in self.legs if not leg["start"]["ok"]}
         todo = [(number, cell) for number, cell in self.job.visits() if (number, cell.name) not in done]
         progress = Progress(todo=len(todo))
@@ -169,13 +173,17 @@ class _Measured:
                     progress.count()
                     continue
                 progress.next(f"{cell.name}, round {number + 1} of {self.job.suite.rounds}")
-                engine = self._start(cell, number, gpu)
-                if engine is None:
+                visit = self._start(cell, number, gpu)
+                if visit is not None and self._was_cold(visit):
+                    visit = self._start(cell, number, gpu)
+                if visit is None:
                     dead.add(cell.name)
                 else:
-                    with self._closing(engine, cell, number) as visit:
+                    try:
                         visit.measure(gpu, alone=True)
                         visit.search()
+                    finally:
+                        visit.stop()
                 progress.count()
 
     def side_by_side(self) -> None:
@@ -208,13 +216,23 @@ class _Measured:
             finally:
                 _stop_all([control] if control else [])
 
-    def _start(self, cell: Cell, number: int, gpu: gpusampler.Sampler) -> Engine | None:
+    def _start(self, cell: Cell, number: int, gpu: gpusampler.Sampler) -> "_Visit | None":
         asked = time.time()
         try:
-            return self.runtime.start(self.job.settings[cell.name], f"{self.order:03d}-{cell.name}")
+            return self._visit(self.runtime.start(self.job.settings[cell.name], f"{self.order:03d}-{cell.name}"), cell, number)
         except StartFailed as failed:
             self._failed(cell, number, failed, asked, gpu)
             return None
+
+    def _was_cold(self, visit: "_Visit") -> bool:
+        """Whether the cell's first start in this call had to compile; then it is kept for its times alone, and the engine has ended."""
+        cold = startphases.cold(visit.leg.data["start"]) and visit.cell.name not in self.warm
+        self.warm.add(visit.cell.name)
+        if cold:
+            console.note("  that start filled the caches; what is measured is the next one")
+            visit.leg.write()
+            visit.stop()
+        return cold
 
     def _failed(self, cell: Cell, number: int, failed: StartFailed, asked: float, gpu: gpusampler.Sampler) -> None:
         console.note(f"  {cell.name} did not start: {failed.reason}")
@@ -235,16 +253,8 @@ class _Measured:
         return leg
 
     def _cold(self) -> bool:
-        """Whether nothing has yet filled the caches, which go with the end of a call: only its first start is certain to compile everything."""
+        """Whether nothing has filled the caches yet: only a call's first start is certain to compile everything."""
         return self.order == self.first
-
-    @contextmanager
-    def _closing(self, engine: Engine, cell: Cell, number: int) -> Iterator["_Visit"]:
-        visit = self._visit(engine, cell, number)
-        try:
-            yield visit
-        finally:
-            visit.stop()
 
     def _visit(self, engine: Engine, cell: Cell, number: int) -> "_Visit":
         seconds = engine.ready - engine.started - engine.held_s
@@ -256,6 +266,12 @@ class _Measured:
         return _Visit(job=self.job, cell=cell, engine=engine, leg=leg, agents=self.agents)
 
     def _start_together(self, cells: Sequence[Cell], gpu: gpusampler.Sampler) -> list["_Visit"]:
+        visits = self._all_started(cells, gpu)
+        again = [visit.cell for visit in visits if self._was_cold(visit)]
+        warm = [visit for visit in visits if visit.cell not in again] + self._all_started(again, gpu)
+        return sorted(warm, key=lambda visit: cells.index(visit.cell))
+
+    def _all_started(self, cells: Sequence[Cell], gpu: gpusampler.Sampler) -> list["_Visit"]:
         first, asked = self.order, time.time()
         pairs = [(self.job.settings[cell.name], f"{first + at:03d}-{cell.name}") for at, cell in enumerate(cells)]
         visits = []
