@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if options.list:
         _list()
         return 0
-    folder = campaign.known(options.report) if options.report else campaign.measure(options)
+    folder = campaign.known(options.report) if options.report else campaign.measure(options, analysed=not missing)
     if missing:  # a GPU pod without a network: what was measured there becomes a report elsewhere
         console.warn(f"no report is written here: {sys.executable} lacks {', '.join(missing)}. Copy {folder} to reports/ of another host, "
                      f"and there: make bench REPORT={folder.name}")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,13 @@ def test_one_wrong_answer_in_one_start_is_enough(tmp_path: Path) -> None:
     run(tmp_path, CONTROL, NEUTRAL)
     result = change(tmp_path, 2, lambda leg: leg["outputs"].__setitem__(2, "!"))
     assert result["cells"][NEUTRAL.name]["output_check"] == {"verdict": "different", "equal": 5, "of": 6}
+
+
+def test_equal_answers_of_random_weights_are_no_proof_and_other_ones_are(tmp_path: Path) -> None:
+    random = {**benchruns.PROFILE, "ENGINE_LOAD_FORMAT": "dummy"}
+    cells = [replace(cell, settings=random) for cell in (CONTROL, NEUTRAL, WRONG, FASTER)]
+    checks = {name: cell["output_check"]["verdict"] for name, cell in run(tmp_path, *cells)["cells"].items()}
+    assert checks == {"control": "not comparable", NEUTRAL.name: "not comparable", WRONG.name: "different", FASTER.name: "may differ"}
 
 
 def test_answers_that_are_missing_are_not_the_same(tmp_path: Path) -> None:

@@ -125,6 +125,8 @@ def test_a_matrix_is_read_as_it_is_written(good: Matrix) -> None:
     ("    about: fewer\n", "    about:\n", "26: cells.small.about: needs a text"),
     ("    about: fewer\n", "    about: ~\n", "26: cells.small.about: needs a text"),
     ("  base:\n", "  Base:\n", "20: cells.Base: a name is lower-case letters, digits and dashes: files are named after it"),
+    ("  bits:\n", "  together:\n",
+     "29: cells.together: the bench itself makes a cell of this name, of what was faster each for itself. Give this one another"),
     # keys that YAML would drop without a word
     ("    rounds: 2\n", "    rounds: 2\n    rounds: 5\n", "42: suites.both.rounds: stands twice (first in line 41)"),
     ("  bits:\n", "  small:\n", "29: cells.small: stands twice (first in line 24)"),

@@ -47,11 +47,31 @@ def test_a_cell_that_is_no_gain_is_not_recommended(cell: SyntheticResult) -> Non
     assert chosen(cell) == {}
 
 
-def test_the_best_of_an_axis_is_taken_and_each_axis_gives_one() -> None:
+def test_the_fastest_cell_is_recommended_as_it_was_measured_and_no_other_added() -> None:
+    assert chosen(SEQS, KV) == {"ENGINE_KV_CACHE_DTYPE": "fp8"}
+    both = SyntheticResult(name="together", axis="together", sets=(*KV.sets, *SEQS.sets), ratio=1.3)
+    assert chosen(SEQS, KV, both) == {"ENGINE_KV_CACHE_DTYPE": "fp8", "ENGINE_MAX_NUM_SEQS": "512"}
+    found = recommend.recommend(build(SEQS, KV, both))["set"]
+    assert "(together with ENGINE_MAX_NUM_SEQS=512)" in found[0]["why"]
+
+
+def test_what_was_faster_each_for_itself_is_to_be_measured_at_once_the_best_of_each_axis() -> None:
     more = SyntheticResult(name="seqs-1024", axis="sequences", sets=("ENGINE_MAX_NUM_SEQS=1024",), ratio=1.2)
-    assert chosen(SEQS, more, KV) == {"ENGINE_KV_CACHE_DTYPE": "fp8", "ENGINE_MAX_NUM_SEQS": "1024"}
     beside = SyntheticResult(name="dtype", axis="sequences", sets=("ENGINE_DTYPE=half",), ratio=1.15)  # no contradiction, and still one axis
-    assert chosen(more, beside) == {"ENGINE_MAX_NUM_SEQS": "1024"}
+    cells, values = recommend.together(build(SEQS, more, beside, KV, SLOWER))
+    assert (cells, values) == (["kv-fp8", "seqs-1024"], {"ENGINE_KV_CACHE_DTYPE": "fp8", "ENGINE_MAX_NUM_SEQS": "1024"})
+
+
+def test_of_two_cells_that_contradict_each_other_the_one_that_gained_more_counts() -> None:
+    both = SyntheticResult(name="both", axis="combined", sets=("ENGINE_MAX_NUM_SEQS=384", "ENGINE_KV_CACHE_DTYPE=fp8"), ratio=1.05)
+    assert recommend.together(build(both, SEQS, PENDING))[0] == ["seqs-512", "connections"]
+
+
+@pytest.mark.parametrize("cells", [(), (KV,), (KV, SLOWER), (
+    KV, SEQS, SyntheticResult(name="both", axis="combined", sets=("ENGINE_MAX_NUM_SEQS=512", "ENGINE_KV_CACHE_DTYPE=fp8"), ratio=0.9))],
+    ids=["none", "one", "one that gained", "two, and a cell has both"])
+def test_without_two_that_gained_or_with_both_measured_already_there_is_nothing_to_measure_at_once(cells: tuple[SyntheticResult, ...]) -> None:
+    assert recommend.together(build(*cells)) == ([], {})
 
 
 def test_only_the_first_workload_decides() -> None:
@@ -62,19 +82,13 @@ def test_only_the_first_workload_decides() -> None:
     assert recommend.recommend(result)["set"] == []
 
 
-def test_of_two_cells_that_contradict_each_other_the_one_that_gained_more_wins() -> None:
-    both = SyntheticResult(name="both", axis="combined", sets=("ENGINE_MAX_NUM_SEQS=384", "ENGINE_KV_CACHE_DTYPE=fp8"), ratio=1.05)
-    assert chosen(both, SEQS) == {"ENGINE_MAX_NUM_SEQS": "512"}
-    (kept,) = recommend.recommend(build(both, SEQS))["kept"]
-    assert kept["key"] == "ENGINE_KV_CACHE_DTYPE"
-    assert "contrary to seqs-512" in kept["why"]
-
-
-def test_a_combination_that_was_not_measured_is_called_that() -> None:
-    assert "combination was not measured" in recommend.recommend(build(KV, SEQS))["note"]
-    both = SyntheticResult(name="both", axis="combined", sets=("ENGINE_MAX_NUM_SEQS=512", "ENGINE_KV_CACHE_DTYPE=fp8"), ratio=1.01)
-    assert "combination is what both measured" in recommend.recommend(build(KV, SEQS, both))["note"]
-    assert "combination" not in recommend.recommend(build(KV))["note"]
+def test_it_is_said_whether_what_was_faster_was_measured_at_once() -> None:
+    assert "all of them at once was not measured" in recommend.recommend(build(KV, SEQS))["note"]
+    assert "at once" not in recommend.recommend(build(KV))["note"]
+    worse = SyntheticResult(name="together", axis="together", sets=(*KV.sets, *SEQS.sets), ratio=0.9)
+    found = recommend.recommend(build(KV, SEQS, worse))
+    assert "measured at once, too (cell together): 0.90 times (95 % interval 0.87 to 0.93): slower" in found["note"]
+    assert [one["key"] for one in found["set"]] == ["ENGINE_KV_CACHE_DTYPE"]
 
 
 def test_a_faster_whole_profile_is_named_and_not_merged() -> None:
@@ -89,6 +103,15 @@ def test_what_was_tried_and_no_better_is_kept_with_the_reason() -> None:
     assert (kept["key"], kept["value"]) == ("ENGINE_MAX_NUM_BATCHED_TOKENS", "8192")
     assert "2048 (cell batched-2k): 0.80 times" in kept["why"]
     assert "65536 (cell batched-64k): failed: OOM" in kept["why"]
+
+
+def test_a_cell_that_changes_several_things_is_no_word_on_any_of_them_alone() -> None:
+    stock = SyntheticResult(name="stock", sets=("ENGINE_MAX_NUM_BATCHED_TOKENS=2048", "ENGINE_QUANTIZATION="), ratio=0.7)
+    kept = recommend.recommend(build(stock, SEQS, KV))["kept"]
+    why = {one["key"]: one["why"] for one in kept}
+    assert why["ENGINE_QUANTIZATION"].startswith("not set (cell stock, with 1 other change): 0.70 times")
+    assert why["ENGINE_MAX_NUM_SEQS"].startswith("512 (cell seqs-512): 1.10 times")
+    assert why["ENGINE_MAX_NUM_SEQS"].endswith("faster, but less so than kv-fp8.")
 
 
 def test_other_answers_are_the_reason_whatever_the_speed() -> None:
@@ -125,14 +148,15 @@ def test_a_control_that_did_not_run_recommends_nothing() -> None:
 
 def test_apply_changes_lines_in_place_and_the_profile_loads(root: Path) -> None:
     new = SyntheticResult(name="async-off", axis="scheduling", sets=("ENGINE_ASYNC_SCHEDULING=false",), ratio=1.3)
-    path = recommend.apply(build(KV, SEQS, PENDING, new), "tuned", root)
+    all_of_it = SyntheticResult(name="together", axis="together", sets=(*KV.sets, *SEQS.sets, *PENDING.sets, *new.sets), ratio=1.4)
+    path = recommend.apply(build(KV, SEQS, PENDING, new, all_of_it), "tuned", root)
     assert path == root / "env" / "tuned.env"
     lines, base = path.read_text().splitlines(), (root / "env" / "throughput.env").read_text().splitlines()
     assert "run 2026-01-02-synthetic" in lines[0]
     assert "synthetic GPU" in lines[0]
     assert "written by make bench-apply" in lines[0]
     at = lines.index("ENGINE_MAX_NUM_SEQS=512")
-    assert any(line.startswith("# Measured: 1.10 times") for line in lines[at - 2:at])
+    assert any(line.startswith("# Measured: 1.40 times") for line in lines[at - 3:at])
     assert "ENGINE_MAX_NUM_SEQS=256" not in lines
     at = lines.index("CUDA_DEVICE_MAX_CONNECTIONS=32")  # it stood there commented out
     assert "# CUDA_DEVICE_MAX_CONNECTIONS=32" not in lines

@@ -118,6 +118,12 @@ def test_the_answer_comes_first_with_interval_and_what_to_do(no_plots: None, tmp
     assert html.index("is fastest on chat") < html.index("What it was measured on")
 
 
+def test_the_call_that_repeats_a_run_has_its_options(no_plots: None, tmp_path: Path) -> None:
+    given = {"env_files": ["my own.env"], "sets": ["ENGINE_LOAD_FORMAT=dummy"]}
+    markdown, _ = texts(build(KV, options=given), tmp_path)
+    assert "--suite default --rounds 2 --repeats 3 --env-file 'my own.env' --set ENGINE_LOAD_FORMAT=dummy --run again" in markdown
+
+
 def test_wrong_output_is_never_the_fastest() -> None:
     said = answer(KV, WRONG)
     assert "`kv-fp8` is fastest" in said

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -149,6 +149,13 @@ def job(folder: Path, *, cells: Sequence[str] = ("b", "c"), rounds: int = 2, rep
                side_by_side=side_by_side, card_gib=None)
 
 
+def together(suite_job: Job) -> Job:
+    """What a run may add at its end: one more cell against the control."""
+    found = Cell(name="together", axis="together", about="", profile="cpu", sets=(), outputs="same")
+    return replace(suite_job, suite=replace(suite_job.suite, cells=(found,)), settings={**suite_job.settings, "together": suite_job.settings["a"]},
+                   part=1)
+
+
 def legs(folder: Path) -> list[dict[str, Any]]:
     return runner.read_legs(folder)
 
@@ -276,6 +283,46 @@ def test_the_most_requests_within_the_limits_are_searched_once_per_cell(tmp_path
         (searched,) = found[(name, 0)]
         assert 20 <= searched["most"] <= 24
         assert searched["ended_by"] == "slo"
+
+
+def test_what_was_found_faster_is_measured_last_in_turns_with_the_control_again(tmp_path: Path) -> None:
+    suite_job, runtime = job(tmp_path, cells=("b",)), FakeRuntime(compiled={"a", "b"})
+    runner.run(suite_job, runtime, lambda: together(suite_job))
+    measured = [(leg["cell"], leg["round"]) for leg in legs(tmp_path) if leg["samples"]]
+    assert measured == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("together", 2), ("together", 3), ("a", 3)]
+    groups = {(leg["round"], sample["group"]) for leg in legs(tmp_path) for sample in leg["samples"]}
+    assert groups == {(0, 0), (1, 0), (2, 1), (3, 1)}
+    assert runtime.happened.count("close") == 1, "the caches last for both parts"
+    assert [(leg["cell"], len(leg["samples"])) for leg in legs(tmp_path) if leg["start"]["cold"]] == [("a", 0)]
+    assert runtime.happened.count("start together") == 3, "it compiled at its first start"
+    seeds = [sample["seed"] for leg in legs(tmp_path) if leg["cell"] == "a" for sample in leg["samples"]]
+    assert len(seeds) == len(set(seeds)) == 4
+    assert "together" in json.loads((tmp_path / "run.json").read_text())["cells"]
+
+
+def test_an_interruption_of_the_last_part_goes_on_there(tmp_path: Path) -> None:
+    suite_job = job(tmp_path, cells=("b",))
+    FakeAgent.interrupted_at = 2 * 4 + 4  # the first measured load of the added cell, with the warm-ups of six engines
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(suite_job, FakeRuntime(), lambda: together(suite_job))
+    assert [(leg["cell"], leg["round"], leg["error"]) for leg in legs(tmp_path)][-1] == ("together", 2, "interrupted")
+    FakeAgent.interrupted_at = 0
+    again = FakeRuntime(compiled=set("ab") | {"together"})
+    runner.run(suite_job, again, lambda: together(suite_job))
+    assert [line for line in again.happened if line.startswith("start")] == [*["start together"] * 3, "start a"]
+
+
+def test_side_by_side_no_group_has_the_number_of_an_earlier_one(tmp_path: Path) -> None:
+    suite_job = job(tmp_path, cells=("b", "c"), side_by_side=2)
+    runner.run(suite_job, FakeRuntime(), lambda: together(suite_job))
+    groups = {leg["cell"]: sorted({sample["group"] for sample in leg["samples"]}) for leg in legs(tmp_path) if leg["samples"] and leg["cell"] != "a"}
+    assert groups == {"b": [0], "c": [1], "together": [2]}
+
+
+def test_what_lies_under_every_cell_is_noted(tmp_path: Path) -> None:
+    options = {"env_files": ["mine.env"], "sets": ["MODEL_DIR=/srv/m"]}
+    runner.run(replace(job(tmp_path, cells=(), rounds=1), options=options), FakeRuntime())
+    assert json.loads((tmp_path / "run.json").read_text())["options"] == options
 
 
 def test_side_by_side_the_control_stays_up_and_each_group_is_visited_in_turn(tmp_path: Path) -> None:

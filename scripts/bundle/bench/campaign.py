@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bundle import ROOT, console, gpu, settings, shell
-from bundle.bench import matrix, runner
-from bundle.bench.matrix import Cell, Suite
+from bundle.bench import matrix, recommend, runner
+from bundle.bench.matrix import TOGETHER, Cell, Suite
 from bundle.bench.runtimes import Runtime
 from bundle.errors import BundleError, CheckFailedError, ConfigurationError, NotReadyError, PrerequisiteError
 from bundle.hostfacts import Host
@@ -22,8 +22,9 @@ EMPTY_CARD_TAKES_GIB = 1.0
 """Of an empty card's memory: 0.5 GiB for the engine's context, 0.5 that `auto` leaves free (docker/engine/entrypoint.py)."""
 
 
-def measure(options: argparse.Namespace) -> Path:
-    """Measure what `options` (of scripts/bench.py) ask for; returns the run's folder.
+def measure(options: argparse.Namespace, *, analysed: bool) -> Path:
+    """Measure what `options` (of scripts/bench.py) ask for; returns the run's folder. `analysed`: whether this Python can analyse what was measured,
+    and so measure at once what was found faster each for itself.
 
     Raises ConfigurationError or PrerequisiteError before anything was started. After an interruption the same run goes on.
     """
@@ -44,10 +45,11 @@ def measure(options: argparse.Namespace) -> Path:
     if wrong:
         raise ConfigurationError("\n".join(["the cells cannot be started as they are", *(f"  {line}" for line in wrong)]))
     job = runner.Job(run=name, folder=folder, suite=suite, settings=cells, matrix_sha256=known_matrix.text_sha256,
-                     side_by_side=options.side_by_side, card_gib=options.card_gib)
+                     side_by_side=options.side_by_side, card_gib=options.card_gib,
+                     options={"env_files": [str(path) for path in options.env_file], "sets": options.sets})
     _announce(job)
     try:
-        runner.run(job, runtime)
+        runner.run(job, runtime, (lambda: _together(job, options, total_gib)) if analysed else (lambda: None))
     except (KeyboardInterrupt, BundleError):
         if (folder / "run.json").exists():
             console.note(f"what was measured is kept in {folder.relative_to(ROOT)}: the same call with --run {name} (RUN={name}) goes on from there")
@@ -70,6 +72,30 @@ def exit_code(result: Mapping[str, Any]) -> int:
         return NotReadyError.exit_code
     wrong = [cell for cell in result["cells"].values() if cell["outputs"] == "same" and cell["output_check"]["verdict"] == "different"]
     return CheckFailedError.exit_code if wrong else 0
+
+
+def _together(job: runner.Job, options: argparse.Namespace, total_gib: float) -> runner.Job | None:
+    """What was faster each for itself, as one more cell of the run with rounds of its own; None where there are not two such."""
+    from bundle.bench import analysis
+
+    result = analysis.analyse(job.folder)
+    control = job.suite.control
+    if before := result["cells"].get(TOGETHER):  # an interrupted run goes on with what it had begun
+        cell = Cell(name=TOGETHER, sets=tuple(before["sets"]), **{key: before[key] for key in ("axis", "about", "profile", "outputs")})
+    else:
+        names, values = recommend.together(result)
+        if not names:
+            return None
+        same = all(result["cells"][name]["outputs"] == "same" for name in names)
+        sets = {key: value for key, _, value in (line.partition("=") for line in control.sets)} | values
+        cell = Cell(name=TOGETHER, axis=TOGETHER, about=f"{', '.join(names)} at once: each was faster for itself",
+                    profile=control.profile, sets=tuple(f"{key}={value}" for key, value in sets.items()), outputs="same" if same else "may differ")
+    found = _settings(cell, options, total_gib)
+    if found.errors:
+        console.warn(f"not measured: {cell.about}; together they are no deployment: {found.errors[0]}")
+        return None
+    console.note(f"measured last, against the control: {cell.about} ({' '.join(cell.sets)})")
+    return replace(job, suite=replace(job.suite, cells=(cell,)), settings={control.name: job.settings[control.name], cell.name: found}, part=1)
 
 
 def _runtime(kind: str, name: str, folder: Path) -> Runtime:

@@ -17,6 +17,8 @@ from bundle.envfile import Problem
 from bundle.errors import ConfigurationError
 
 OUTPUTS = ("same", "may differ")
+TOGETHER = "together"
+"""The cell that a run itself makes, of what was faster each for itself."""
 
 
 class _Number(NamedTuple):
@@ -256,6 +258,8 @@ class _Reader:
         for name, entry in at.value.items():
             if not _NAME.fullmatch(name):
                 self.wrong(entry, "a name is lower-case letters, digits and dashes: files are named after it")
+            if (section, name) == ("cells", TOGETHER):
+                self.wrong(entry, "the bench itself makes a cell of this name, of what was faster each for itself. Give this one another")
             yield name, entry
 
     def text(self, fields: Mapping[str, _At], name: str) -> str:

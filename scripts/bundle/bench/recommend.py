@@ -1,4 +1,8 @@
-"""What a run recommends: the settings of the cells that were faster, and a profile made of them with the measured reason above each line."""
+"""What a run recommends: the settings of its fastest cell, and a profile made of them with the measured reason above each line.
+
+Nothing is recommended that was not measured as it stands. Settings that were faster each for itself need not be so together, so a run ends with a
+cell of them all, TOGETHER, which is recommended where it was the fastest.
+"""
 
 import re
 import textwrap
@@ -8,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle import ROOT, console, envfile, settings
+from bundle.bench.matrix import TOGETHER
 from bundle.errors import ConfigurationError
 
 Result = Mapping[str, Any]
@@ -37,6 +42,23 @@ def recommend(result: Result) -> dict[str, Any]:
     """
     picked = _pick(result)
     return {"base_profile": picked.control["profile"], "set": picked.wanted(), "kept": picked.kept(), "note": " ".join(picked.notes())}
+
+
+def together(result: Result) -> tuple[list[str], dict[str, str]]:
+    """What of `result` to measure at once: the cells that were faster, the best of each axis, and all that they have otherwise than the control.
+
+    Nothing where fewer than two were, or where a cell of the run has just that. Of two that contradict each other the one that gained more counts.
+    """
+    picked = _pick(result)
+    cells: dict[str, str] = {}
+    values: dict[str, str] = {}
+    for name in picked.faster:
+        axis, changed = result["cells"][name]["axis"], picked.tried[name]
+        if name != TOGETHER and axis not in cells and all(values.get(key, value) == value for key, value in changed.items()):
+            cells[axis] = name
+            values |= changed
+    known = any(changed == values for name, changed in picked.tried.items() if name != TOGETHER)
+    return ([], {}) if known else (list(cells.values()), values)
 
 
 def apply(result: Result, name: str, root: Path = ROOT) -> Path | None:
@@ -149,21 +171,24 @@ def objection(result: Result, name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Picked:
-    """Which cells are recommended, and what became of the others."""
+    """Which cell is recommended, and what became of the others."""
 
     result: Result
     tried: Mapping[str, Mapping[str, str]]
     """What each cell on the control's profile has otherwise than the control."""
-    cells: tuple[str, ...]
-    """The recommended ones, the one that gained most first."""
-    values: Mapping[str, tuple[str, str]]
-    """Each key to set, with its value and the cell that it is from."""
+    faster: tuple[str, ...]
+    """Those of them that could be recommended, the one that gained most first: it is."""
     refused: Mapping[str, str]
-    """Why each other cell is not recommended."""
+    """Why the others are not."""
 
     @property
     def control(self) -> Mapping[str, Any]:
         return _control(self.result)
+
+    @property
+    def values(self) -> Mapping[str, str]:
+        """Each key to set, with its value."""
+        return self.tried[self.faster[0]] if self.faster else {}
 
     def before(self, key: str) -> str:
         """What the control has for `key`, as its profile would say it."""
@@ -174,15 +199,18 @@ class _Picked:
         return value
 
     def wanted(self) -> list[dict[str, str]]:
-        return [{"key": key, "value": value, "cell": name, "why": self._why(name, key)} for key, (value, name) in self.values.items()]
+        return [{"key": key, "value": value, "cell": self.faster[0], "why": self._why(self.faster[0], key)} for key, value in self.values.items()]
 
     def kept(self) -> list[dict[str, str]]:
         """The keys that stay as they are although a cell tried them otherwise, with what became of that."""
         outcomes: dict[str, list[str]] = {}
         for name, changed in self.tried.items():
             for key, value in changed.items():
-                if key not in self.values and self.refused.get(name, NOT_MEASURED) != NOT_MEASURED:
-                    outcomes.setdefault(key, []).append(f"{value or 'not set'} (cell {name}): {self.refused[name]}")
+                why = self._less(name) if name in self.faster else self.refused[name]
+                if key not in self.values and why != NOT_MEASURED:
+                    others = len(changed) - 1
+                    beside = f", with {others} other change{'s' if others > 1 else ''}" if others else ""
+                    outcomes.setdefault(key, []).append(f"{value or 'not set'} (cell {name}{beside}): {why}")
         return [{"key": key, "value": self.before(key), "why": "; ".join(found) + "."} for key, found in outcomes.items()]
 
     def notes(self) -> Iterator[str]:
@@ -192,26 +220,34 @@ class _Picked:
             yield "The run is not complete."
         if self.control.get("state") != "measured":
             yield f"Nothing can be recommended: the control {control} was not measured."
-        elif not self.values:
+        elif not self.faster:
             yield f"No setting was faster than {control} beyond noise on {main_workload(self.result)}: keep the profile {profile} as it is."
-        if len(self.cells) > 1:
-            wanted = {key: value for key, (value, _) in self.values.items()}
-            together = [name for name in self.tried if self.tried[name] == wanted and self.result["cells"][name].get("state") == "measured"]
-            yield f"Their combination is what {together[0]} measured." if together else \
-                f"The settings of {_listed(self.cells)} were each measured alone; their combination was not measured."
+        cells, _ = together(self.result)
+        if self.result["cells"].get(TOGETHER, {}).get("state") == "measured":
+            found = self.refused.get(TOGETHER) or f"{self._gained(TOGETHER)}: faster"
+            yield f"What was faster each for itself was measured at once, too (cell {TOGETHER}): {found}."
+        elif len(cells) > 1:
+            yield (f"{_listed(cells)} were faster each for itself; all of them at once was not measured, and may be slower than "
+                   f"{self.faster[0]} alone.")
         for name, cell in self.result["cells"].items():
             if name != control and name not in self.tried and not objection(self.result, name):
                 sets = f" with {' '.join(cell['sets'])}" if cell["sets"] else ""
-                ratio = times(comparison(self.result, name, main_workload(self.result), MAIN_METRIC))
-                yield f"The whole profile {cell['profile']}{sets} (cell {name}) gave {ratio} the control's output tokens/s."
+                yield f"The whole profile {cell['profile']}{sets} (cell {name}) gave {self._gained(name)} the control's output tokens/s."
         if own := [f"{key}={value}" for key, value in _assigned(self.control).items()]:
             yield f"The control ran with {' '.join(own)} over the profile, and a profile made of this does not hold that."
+
+    def _gained(self, name: str) -> str:
+        return times(comparison(self.result, name, main_workload(self.result), MAIN_METRIC))
+
+    def _less(self, name: str) -> str:
+        """Why a faster cell is not the one that is recommended."""
+        return f"{self._gained(name)}: faster, but less so than {self.faster[0]}"
 
     def _why(self, name: str, key: str) -> str:
         workload = main_workload(self.result)
         guard = comparison(self.result, name, workload, GUARD_METRIC)
         others = [f"{other}={value}" for other, value in self.tried[name].items() if other != key]
-        parts = [f"{times(comparison(self.result, name, workload, MAIN_METRIC))} the output tokens/s with "
+        parts = [f"{self._gained(name)} the output tokens/s with "
                  f"{self.before(key) or 'it not set'}{' (together with ' + ', '.join(others) + ')' if others else ''}, "
                  f"on {workload}, run {self.result['run']}",
                  f"P99 ITL {NOT_MEASURED}" if guard.get("verdict", NOT_MEASURED) == NOT_MEASURED else
@@ -222,23 +258,11 @@ class _Picked:
 
 
 def _pick(result: Result) -> _Picked:
-    """Of each axis the cell that gained most; of two cells that contradict each other the one that gained more."""
     cells, control = result["cells"], _control(result)
     tried = {name: changed for name, cell in cells.items() if cell["profile"] == control["profile"] and (changed := changes(cell, control))}
     refused = {name: why for name in tried if (why := objection(result, name))}
-    best: dict[str, str] = {}
-    values: dict[str, tuple[str, str]] = {}
-    for name in sorted((name for name in tried if name not in refused), key=lambda name: -_ratio(result, name)):
-        gained = times(comparison(result, name, main_workload(result), MAIN_METRIC))
-        contrary = [values[key][1] for key, value in tried[name].items() if key in values and values[key][0] != value]
-        if cells[name]["axis"] in best:
-            refused[name] = f"{gained}: faster, but less so than {best[cells[name]['axis']]}"
-        elif contrary:
-            refused[name] = f"{gained}: faster, but contrary to {contrary[0]}, which gained more"
-        else:
-            best[cells[name]["axis"]] = name
-            values |= {key: (value, name) for key, value in tried[name].items() if key not in values}
-    return _Picked(result=result, tried=tried, cells=tuple(best.values()), values=values, refused=refused)
+    faster = sorted((name for name in tried if name not in refused), key=lambda name: -_ratio(result, name))
+    return _Picked(result=result, tried=tried, faster=tuple(faster), refused=refused)
 
 
 def _control(result: Result) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """The report of a run: one self-contained HTML page and Markdown with the same content, for an operator who has two minutes."""
 
 import re
+import shlex
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from bundle.bench import plots, recommend
+from bundle.bench import analysis, plots, recommend
 from bundle.bench.recommend import GUARD_METRIC, MAIN_METRIC, NOT_MEASURED, Result, comparison
 
 _LATENCIES = {"ttft_ms": "TTFT", "itl_ms": "ITL", "tpot_ms": "TPOT", "e2e_ms": "whole request"}
@@ -116,7 +117,9 @@ def _parts(result: Result) -> Iterator[Part]:
     yield Part(title="What did not run", blocks=[_failures(result)])
     yield Part(title="Are the answers the same?", blocks=[
         "Each cell answered the same prompts at temperature 0. Where a setting must not change what is computed, answers other than the control's "
-        "are an error.", _outputs(result)])
+        "are an error." + (" The weights are random ones of vLLM's, so small that each answer hangs on its prompt's last token alone: equal answers "
+                           "say nothing here." if analysis.dummy_weights(result) else ""),
+        _outputs(result)])
     yield from _latencies(result)
     yield from _memory_and_starts(result)
     yield from _limits(result)
@@ -130,9 +133,8 @@ def _parts(result: Result) -> Iterator[Part]:
 
 def _hardware(result: Result) -> Table:
     about, model = result.get("provenance") or {}, result.get("model") or {}
-    settings = result["cells"][result["control"]].get("settings") or {}
     total, held, together = about.get("gpu_memory_gib"), about.get("card_gib"), result.get("side_by_side") or 1
-    weights = "**random weights**, so its text is noise" if settings.get("ENGINE_LOAD_FORMAT") == "dummy" else ""
+    weights = "**random weights**, so its text is noise" if analysis.dummy_weights(result) else ""
     size = f"{model['weights_bytes'] / 2**30:.2f} GiB on disk" if model.get("weights_bytes") else ""
     engine = about.get("engine") or {}
     ceilings = result.get("ceilings") or {}
@@ -337,8 +339,9 @@ def _repeat(result: Result) -> Iterator[str | tuple[str, ...]]:
     options += [f"--card-gib {about['card_gib']:g}"] if about.get("card_gib") else []
     options += [f"--side-by-side {result['side_by_side']}"] if (result.get("side_by_side") or 1) > 1 else []
     options += [f"--{key} {result[key]}" for key in ("rounds", "repeats") if result.get(key)]
-    yield "With the same commit and model on such a host, and with the --env-file and --set that lay under every cell where there were any; then " \
-        "hold the new run against this one (exit 6: slower beyond noise):"
+    given = result.get("options") or {}
+    options += [f"{option} {shlex.quote(value)}" for option, key in (("--env-file", "env_files"), ("--set", "sets")) for value in given.get(key, ())]
+    yield "With the same commit and model on such a host; then hold the new run against this one (exit 6: slower beyond noise):"
     checkout = [f"git checkout {about['git_commit']}"] if about.get("git_commit") else []
     yield (*checkout, " ".join(["python3 scripts/bench.py", *options, "--run again"]), f"make bench-compare A={result['run']} B=again")
     yield "Everything here is in result.json beside this file; each engine start is a file in legs/."

@@ -15,7 +15,7 @@ from typing import Any
 from bundle import console, diagnosis
 from bundle.bench import gpusampler, slo, startphases
 from bundle.bench.agent import Agent, AgentError
-from bundle.bench.matrix import Cell, Suite, Workload
+from bundle.bench.matrix import TOGETHER, Cell, Suite, Workload
 from bundle.bench.runtimes import Engine, Runtime, StartFailed
 from bundle.errors import ConfigurationError
 from bundle.settings import Settings
@@ -44,6 +44,10 @@ class Job:
     side_by_side: int
     """Engines that are up at once; 1: one after the other, with a start for every visit."""
     card_gib: float | None
+    options: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """What else the call was given, to repeat it: "env_files" and "sets", which lie under every cell."""
+    part: int = 0
+    """0: the suite; 1: what was found faster in it, at once. Each part has rounds and a control of its own."""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -51,7 +55,8 @@ class Job:
 
     def visits(self) -> list[tuple[int, Cell]]:
         """Every visit as (round, cell): A B C, C B A, A B C, …, so that a drift of the machine falls on all cells alike."""
-        return [(number, cell) for number in range(self.suite.rounds) for cell in (self.cells if number % 2 == 0 else self.cells[::-1])]
+        return [(self.part * self.suite.rounds + number, cell) for number in range(self.suite.rounds)
+                for cell in (self.cells if number % 2 == 0 else self.cells[::-1])]
 
 
 @dataclass(kw_only=True)
@@ -103,20 +108,23 @@ def read_legs(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "legs").glob("*.json"))]
 
 
-def run(job: Job, runtime: Runtime) -> None:
-    """Measure all of `job` that its folder does not hold yet. Raises PrerequisiteError before anything is started, ConfigurationError when the
-    folder holds another run. A cell that does not start is a result, not an error."""
+def run(job: Job, runtime: Runtime, follow_up: Callable[[], Job | None] = lambda: None) -> None:
+    """Measure all of `job` that its folder does not hold yet, and then what `follow_up` makes of that, if anything: its cells are added to the run.
+
+    Raises PrerequisiteError before anything is started, ConfigurationError when the folder holds another run. A cell that does not start is a
+    result, not an error.
+    """
     runtime.prepare(list(job.settings.values()))
     try:
         _open(job, runtime)
-        measured = _Measured(job, runtime)
+        measuring = _Measuring(job.folder, runtime)
         try:
-            if job.side_by_side > 1:
-                measured.side_by_side()
-            else:
-                measured.one_by_one()
+            measuring.measure(job)
+            if more := follow_up():
+                _add(more)
+                measuring.measure(more)
         finally:
-            measured.agents.close()
+            measuring.agents.close()
     finally:
         runtime.close()
 
@@ -129,6 +137,7 @@ def _open(job: Job, runtime: Runtime) -> None:
             "workloads": {load.name: _workload(load) for load in job.suite.workloads}}
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
+        before["cells"].pop(TOGETHER, None)
         changed = sorted(key for key, value in plan.items() if before.get(key) != json.loads(json.dumps(value)))
         if changed:
             raise ConfigurationError(f"{path}: this run was begun with other {', '.join(changed)}; its halves could not be compared",
@@ -138,7 +147,16 @@ def _open(job: Job, runtime: Runtime) -> None:
     with console.step("what this hardware can do: copy bandwidth and matrix product"):
         ceilings = runtime.probe()
     provenance = runtime.provenance() | {"card_gib": job.card_gib, "matrix_sha256": job.matrix_sha256}
-    write_json(path, {"schema": 1, "run": job.run, "started": time.time(), "provenance": provenance, "ceilings": ceilings, "model": {}} | plan)
+    write_json(path, {"schema": 1, "run": job.run, "started": time.time(), "provenance": provenance, "ceilings": ceilings, "model": {},
+                      "options": job.options} | plan)
+
+
+def _add(job: Job) -> None:
+    """Put the cells of a further part into run.json."""
+    path = job.folder / "run.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["cells"] |= {cell.name: _cell(cell, job.settings[cell.name]) for cell in job.suite.cells}
+    write_json(path, data)
 
 
 def _cell(cell: Cell, settings: Settings) -> dict[str, Any]:
@@ -151,15 +169,22 @@ def _workload(workload: Workload) -> dict[str, Any]:
     return {"about": workload.about, "load": dict(workload.load), "slo": limits}
 
 
-class _Measured:
-    """One call's work on a job."""
+class _Measuring:
+    """One call's work on a run."""
 
-    def __init__(self, job: Job, runtime: Runtime) -> None:
-        self.job, self.runtime, self.agents = job, runtime, _Agents(job.folder)
-        self.legs = read_legs(job.folder)
-        self.first = self.order = 1 + max((leg["order"] for leg in self.legs), default=-1)
+    def __init__(self, folder: Path, runtime: Runtime) -> None:
+        self.folder, self.runtime, self.agents = folder, runtime, _Agents(folder)
+        self.first = self.order = 1 + max((leg["order"] for leg in read_legs(folder)), default=-1)
         self.warm: set[str] = set()
         """The cells whose compiled code lies in this call's caches, which go with its end."""
+
+    def measure(self, job: Job) -> None:
+        """All of `job` that is not on disk yet."""
+        self.job, self.legs = job, read_legs(self.folder)
+        if job.side_by_side > 1:
+            self.side_by_side()
+        else:
+            self.one_by_one()
 
     def one_by_one(self) -> None:
         """An engine start for every visit."""
@@ -172,7 +197,7 @@ class _Measured:
                 if cell.name in dead:  # it failed for a reason of its own, and would again
                     progress.count()
                     continue
-                progress.next(f"{cell.name}, round {number + 1} of {self.job.suite.rounds}")
+                progress.next(f"{cell.name}, round {number % self.job.suite.rounds + 1} of {self.job.suite.rounds}")
                 visit = self._start(cell, number, gpu)
                 if visit is not None and self._was_cold(visit):
                     visit = self._start(cell, number, gpu)
@@ -180,7 +205,7 @@ class _Measured:
                     dead.add(cell.name)
                 else:
                     try:
-                        visit.measure(gpu, alone=True)
+                        visit.measure(gpu, alone=True, group=self.job.part)
                         visit.search()
                     finally:
                         visit.stop()
@@ -193,10 +218,12 @@ class _Measured:
         width = self.job.side_by_side - 1
         groups = [todo[at:at + width] for at in range(0, len(todo), width)] or [[]] * (self.job.suite.control.name not in complete)
         progress = Progress(todo=len(groups))
+        # Never one of an earlier call or part: its control was another engine, at another time.
+        first_group = 1 + max((sample["group"] for leg in self.legs for sample in leg["samples"]), default=-1)
         control: _Visit | None = None
         with gpusampler.Sampler() as gpu:
             try:
-                for number, group in enumerate(groups):
+                for number, group in enumerate(groups, start=first_group):
                     progress.next("side by side: " + ", ".join(cell.name for cell in (self.job.suite.control, *group)))
                     new = group if control else [self.job.suite.control, *group]
                     visits = self._start_together(new, gpu)
@@ -209,7 +236,7 @@ class _Measured:
                         for turn in range(self.job.suite.rounds):
                             together = [control, *visits]
                             for visit in together if turn % 2 == 0 else together[::-1]:
-                                visit.measure(gpu, alone=False, salt=number)
+                                visit.measure(gpu, alone=False, group=number)
                     finally:
                         _stop_all(visits)
                     progress.count()
@@ -317,10 +344,11 @@ class _Visit:
     leg: Leg
     agents: "_Agents"
 
-    def measure(self, gpu: gpusampler.Sampler, *, alone: bool, salt: int = 0) -> None:
+    def measure(self, gpu: gpusampler.Sampler, *, alone: bool, group: int) -> None:
         """Every workload `repeats` times, after a warm-up of each; at the first visit the outputs at temperature 0 too.
 
-        What goes wrong ends in the leg's `error`: an engine that dies under load is a result.
+        What goes wrong ends in the leg's `error`: an engine that dies under load is a result. `group` says which cells were visited in turns with
+        this one: those are compared.
         """
         turn = self.leg.data["visits"]
         try:
@@ -330,14 +358,14 @@ class _Visit:
                                                          max_tokens=OUTPUT_TOKENS, limit_s=LOAD_LIMIT_S)
                 self._note_model(agent)
                 for workload in self.job.suite.workloads:
-                    self._load(agent, workload, seed=self._seed(workload, "warm-up", salt, turn), requests=_warm_up(workload))
+                    self._load(agent, workload, seed=self._seed(workload, "warm-up", group, turn), requests=_warm_up(workload))
             for repeat in range(self.job.suite.repeats):
                 for workload in self.job.suite.workloads:
-                    seed = self._seed(workload, str(repeat), salt, turn)
+                    seed = self._seed(workload, str(repeat), group, turn)
                     answer = self._load(agent, workload, seed=seed)
                     series = gpu.window(answer["at"], answer["at"] + answer["seconds"])
                     _add_gpu(answer, series, alone=alone)
-                    self.leg.data["samples"].append({"workload": workload.name, "repeat": repeat, "turn": turn, "group": salt, "seed": seed,
+                    self.leg.data["samples"].append({"workload": workload.name, "repeat": repeat, "turn": turn, "group": group, "seed": seed,
                                                      "gpu": series} | answer)
                     console.note(f"  {self.cell.name} · {workload.name}: {_line(answer)}")
         except AgentError as error:
@@ -349,15 +377,15 @@ class _Visit:
         self.leg.write()
 
     def search(self) -> None:
-        """In the first round: the most concurrent requests that each workload's limits hold, searched with short loads."""
+        """In a part's first round: the most concurrent requests that each workload's limits hold, searched with short loads."""
         for workload in self.job.suite.workloads:
-            if workload.slo is None or self.leg.round != 0 or self.leg.data["error"]:
+            if workload.slo is None or self.leg.round != self.job.part * self.job.suite.rounds or self.leg.data["error"]:
                 continue
             limits = workload.slo
 
             def holds(concurrency: int, workload: Workload = workload) -> dict[str, Any]:
                 options = {"max-concurrency": str(concurrency), "request-rate": "inf", "num-prompts": str(max(3 * concurrency, 16))}
-                seed = self._seed(workload, f"slo {concurrency}", 0, 0)
+                seed = self._seed(workload, f"slo {concurrency}", self.job.part, 0)
                 answer = self._load(self.agents.beside(self.engine, self.leg), workload, seed=seed, options=options)
                 step = _judged(answer, workload)
                 console.note(f"  {self.cell.name} · {workload.name}: {concurrency} concurrent requests {'held' if step['held'] else 'not held'}")
@@ -390,10 +418,10 @@ class _Visit:
             raise AgentError(f"the engine ended under load: {diagnosis.last_error(chr(10).join(text for _, text in self.engine.log()))}")
         return answer
 
-    def _seed(self, workload: Workload, what: str, salt: int, turn: int) -> int:
+    def _seed(self, workload: Workload, what: str, group: int, turn: int) -> int:
         """The same for every cell at the same place of the schedule, so that all see the same prompts; never the same twice for one engine,
         so that its prefix cache holds none of them."""
-        place = f"{self.job.run} {workload.name} {what} {salt} {self.leg.round} {turn}"
+        place = f"{self.job.run} {workload.name} {what} {group} {self.leg.round} {turn}"
         return int.from_bytes(hashlib.sha256(place.encode()).digest()[:4])
 
     def _note_model(self, agent: Agent) -> None:
