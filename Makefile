@@ -44,10 +44,11 @@ build:  ## the images that the profile needs (FORCE=1: anew, with the distributi
 smoke:  ## does the running service answer as an API client expects?
 	@$(PYTHON) scripts/smoke.py $(project) $(json)
 
-bench:  ## measure the suite of env/matrix.yaml (SUITE=name CELL="a b" WORKLOAD="a b" ROUNDS=n REPEATS=n RUN=name RUNTIME=process; LIST=1 shows all)
+bench:  ## measure a suite of env/matrix.yaml (SUITE= CELL="a b" WORKLOAD= ROUNDS= REPEATS= RUN= RUNTIME=process CARD_GIB= SIDE_BY_SIDE=; LIST=1 shows all)
 	@$(PYTHON) scripts/bench.py $(if $(LIST),--list) $(if $(REPORT),--report '$(REPORT)') $(if $(SUITE),--suite '$(SUITE)') \
 	  $(foreach c,$(CELL),--cell '$(c)') $(foreach w,$(WORKLOAD),--workload '$(w)') $(if $(ROUNDS),--rounds '$(ROUNDS)') \
 	  $(if $(REPEATS),--repeats '$(REPEATS)') $(if $(RUN),--run '$(RUN)') $(if $(RUNTIME),--runtime '$(RUNTIME)') \
+	  $(if $(CARD_GIB),--card-gib '$(CARD_GIB)') $(if $(SIDE_BY_SIDE),--side-by-side '$(SIDE_BY_SIDE)') \
 	  $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(json)
 
 bench-apply:  ## write what a run recommends as env/NAME.env, the measured reason beside each line (RUN=name NAME=name)
