@@ -2,12 +2,16 @@
 
 import os
 import secrets
+import signal
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from support.project import Project
+
+# What a shell runs in the background ignores SIGINT, and so would every script that a test starts and interrupts as an operator does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -142,5 +142,7 @@ def test_without_docker_the_same_suite_runs_where_vllm_is_installed(tmp_path: Pa
     assert "going on with the packages of" in done.stderr
     assert "no report is written here" in done.stderr
     legs = [json.loads(path.read_text()) for path in sorted((copy / "reports/pod/legs").glob("*.json"))]
-    assert legs[0]["samples"][0]["metrics"]["output_tokens_per_s"] > 0
+    assert [(leg["cell"], leg["start"]["ok"], len(leg["samples"])) for leg in legs] == [
+        ("cpu", True, 0), ("cpu", True, 1), ("cpu-sequences-2", True, 1), ("cpu-too-long", False, 0)]
+    assert legs[1]["samples"][0]["metrics"]["output_tokens_per_s"] > 0
     assert json.loads((copy / "reports/pod/run.json").read_text())["provenance"]["runtime"] == "process"
