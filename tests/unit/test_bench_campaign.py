@@ -10,8 +10,9 @@ import pytest
 
 from bundle import settings
 from bundle.bench import campaign, runner
-from bundle.bench.matrix import Cell, Suite
+from bundle.bench.matrix import Cell, Suite, Workload
 from bundle.bench.runner import Job
+from bundle.errors import ConfigurationError
 from support import benchruns
 from support.benchruns import CONTROL, FASTER, NEUTRAL, SLOWER, SyntheticCell
 
@@ -51,6 +52,25 @@ def test_what_the_control_has_of_its_own_it_keeps(tmp_path: Path) -> None:
     cells = (replace(FASTER, sets=(*own, *FASTER.sets)), replace(SEQUENCES, sets=(own[0], *SEQUENCES.sets)))
     cell = added(campaign._together(job(tmp_path / "run", *cells, sets=own), OPTIONS, 0.0))
     assert cell.sets == ("ENGINE_MAX_MODEL_LEN=8K", "ENGINE_MAX_NUM_SEQS=128", "ENGINE_KV_CACHE_DTYPE=fp8")
+
+
+def test_requests_that_no_cell_could_take_are_refused_before_anything_starts() -> None:
+    load = Workload(name="books", about="", slo=None, load={"random-input-len": "15000", "random-output-len": "1500"})
+    cells = {name: settings.load(name, environ={}) for name in ("throughput", "seed", "long-context")}
+    assert campaign._too_long(load, cells) == (
+        "  books: up to 16,500 tokens of prompt and answer, too many for throughput (ENGINE_MAX_MODEL_LEN=16K)")
+    assert campaign._too_long(replace(load, load={"random-input-len": "15000", "random-output-len": "1000"}), cells) == ""
+
+
+def test_a_run_of_requests_that_are_too_long_ends_before_it_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(campaign, "REPORTS", tmp_path)
+    monkeypatch.setattr(campaign, "_runtime", lambda *_: object())
+    monkeypatch.setattr(campaign, "_too_long", lambda workload, _: f"  {workload.name}: too long")
+    given = argparse.Namespace(suite="cpu", cells=[], workloads=["cpu-rate"], rounds=None, repeats=None, run="r", runtime="compose", card_gib=None,
+                               side_by_side=1, env_file=[], sets=[])
+    with pytest.raises(ConfigurationError, match="cpu-rate: too long"):
+        campaign.measure(given, analysed=True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("cells", [(FASTER, NEUTRAL), (SLOWER, NEUTRAL)], ids=["one", "none"])

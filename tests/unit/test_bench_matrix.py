@@ -285,9 +285,14 @@ def test_a_suite_stays_with_one_image_and_every_request_fits_every_cell(suite: S
     limits = [catalogue.parse_number(one.value("ENGINE_MAX_MODEL_LEN"), "human_int") for one in deployments]
     shortest = min(limit for limit in limits if limit)
     for workload in suite.workloads:
-        load = workload.load
-        lengths = [int(value) for name, value in load.items() if name.endswith("-len")]
-        assert sum(lengths) * (1 + float(load.get("random-range-ratio", "0"))) < shortest, workload.name
+        assert workload.longest < shortest, workload.name
+
+
+def test_the_longest_request_is_prompt_and_answer_with_their_spread(good: Matrix) -> None:
+    assert good.workloads["chat"].longest == 430
+    assert good.workloads["prefix"].longest == 256 + 16 + 16
+    spread = Workload(name="s", about="", slo=None, load={"random-input-len": "100", "random-output-len": "50", "random-range-ratio": "0.25"})
+    assert spread.longest == 188
 
 
 @pytest.mark.parametrize(("axis", "key", "values"), [

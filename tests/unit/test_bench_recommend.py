@@ -74,6 +74,14 @@ def test_without_two_that_gained_or_with_both_measured_already_there_is_nothing_
     assert recommend.together(build(*cells)) == ([], {})
 
 
+def test_a_cell_that_left_requests_unanswered_is_not_recommended_however_fast() -> None:
+    result = build(KV, SEQS)
+    result["cells"]["kv-fp8"]["metrics"]["chat"]["success"] = {"median": 0.75}
+    found = recommend.recommend(result)
+    assert [one["cell"] for one in found["set"]] == ["seqs-512"]
+    assert found["kept"][0]["why"] == "fp8 (cell kv-fp8): only 75.0 % of its requests were answered."
+
+
 def test_only_the_first_workload_decides() -> None:
     result = build(KV)
     for row in result["comparisons"]:

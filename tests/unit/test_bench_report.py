@@ -124,6 +124,12 @@ def test_the_call_that_repeats_a_run_has_its_options(no_plots: None, tmp_path: P
     assert "--suite default --rounds 2 --repeats 3 --env-file 'my own.env' --set ENGINE_LOAD_FORMAT=dummy --run again" in markdown
 
 
+def test_requests_that_failed_are_said_first() -> None:
+    result = build(KV)
+    result["cells"]["kv-fp8"]["metrics"]["long-prompt"]["success"] = {"median": 0.995}
+    assert "**Requests failed**: `kv-fp8` on long-prompt (99.5 % answered)." in " ".join(report.answer(result))
+
+
 def test_wrong_output_is_never_the_fastest() -> None:
     said = answer(KV, WRONG)
     assert "`kv-fp8` is fastest" in said

@@ -89,6 +89,7 @@ class FakeAgent:
     loads: list[dict[str, Any]]
     dies_at = 0
     interrupted_at = 0
+    unanswered_at = 0
     holds = 1000
 
     def __init__(self, argv: Sequence[str], **_: Any) -> None:
@@ -112,8 +113,10 @@ class FakeAgent:
             raise AgentError("the engine is gone")
         if len(FakeAgent.loads) == FakeAgent.interrupted_at:
             raise KeyboardInterrupt
+        done = 0 if len(FakeAgent.loads) == FakeAgent.unanswered_at else 8
         slow = int(options.get("max-concurrency", "1")) > FakeAgent.holds
-        return {"seconds": 1.0, "at": 1.0, "requests": {"asked": 8, "completed": 8, "failed": 0, "errors": []}, "tokens": {"input": 8, "output": 8},
+        requests = {"asked": 8, "completed": done, "failed": 8 - done, "errors": [] if done else ["8 × Bad Request"]}
+        return {"seconds": 1.0, "at": 1.0, "requests": requests, "tokens": {"input": 8, "output": 8},
                 "metrics": {"output_tokens_per_s": 8.0, "ttft_ms_p99": 900.0 if slow else 9.0, "itl_ms_p99": 1.0}, "quantiles": {}, "series": {}}
 
 
@@ -134,7 +137,7 @@ class FakeSampler:
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "Agent", FakeAgent)
     monkeypatch.setattr(gpusampler, "Sampler", FakeSampler)
-    FakeAgent.loads, FakeAgent.dies_at, FakeAgent.interrupted_at, FakeAgent.holds = [], 0, 0, 1000
+    FakeAgent.loads, FakeAgent.dies_at, FakeAgent.interrupted_at, FakeAgent.unanswered_at, FakeAgent.holds = [], 0, 0, 0, 1000
 
 
 def cell(name: str) -> Cell:
@@ -219,6 +222,14 @@ def test_an_engine_that_dies_under_load_is_a_result_and_the_run_goes_on(tmp_path
     FakeAgent.dies_at = 2
     runner.run(job(tmp_path, rounds=1), FakeRuntime())
     assert [(leg["cell"], leg["error"]) for leg in legs(tmp_path)] == [("a", ""), ("a", "the engine is gone"), ("b", ""), ("c", "")]
+
+
+def test_a_load_of_which_nothing_was_answered_is_no_measurement(tmp_path: Path) -> None:
+    FakeAgent.unanswered_at = 2
+    runner.run(job(tmp_path, cells=("b",), rounds=1), FakeRuntime())
+    _, first, second = legs(tmp_path)
+    assert (first["samples"], first["error"]) == ([], "chat: none of 8 requests was answered: 8 × Bad Request")
+    assert len(second["samples"]) == 1
 
 
 def test_requests_that_fail_because_the_engine_died_are_not_measured(tmp_path: Path) -> None:

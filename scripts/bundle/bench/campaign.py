@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bundle import ROOT, console, gpu, settings, shell
+from bundle import ROOT, catalogue, console, gpu, settings, shell
 from bundle.bench import matrix, recommend, runner
-from bundle.bench.matrix import TOGETHER, Cell, Suite
+from bundle.bench.matrix import TOGETHER, Cell, Suite, Workload
 from bundle.bench.runtimes import Runtime
 from bundle.errors import BundleError, CheckFailedError, ConfigurationError, NotReadyError, PrerequisiteError
 from bundle.hostfacts import Host
@@ -44,6 +44,9 @@ def measure(options: argparse.Namespace, *, analysed: bool) -> Path:
     wrong = [f"cell {cell}: {problem}" for cell, one in cells.items() for problem in one.errors]
     if wrong:
         raise ConfigurationError("\n".join(["the cells cannot be started as they are", *(f"  {line}" for line in wrong)]))
+    if long := [line for workload in suite.workloads if (line := _too_long(workload, cells))]:
+        raise ConfigurationError("\n".join(["requests of these workloads are longer than a cell takes, and would fail:", *long]),
+                                 fix="shorten the workload in env/matrix.yaml, raise ENGINE_MAX_MODEL_LEN, or leave one out (WORKLOAD=, CELL=)")
     job = runner.Job(run=name, folder=folder, suite=suite, settings=cells, matrix_sha256=known_matrix.text_sha256,
                      side_by_side=options.side_by_side, card_gib=options.card_gib,
                      options={"env_files": [str(path) for path in options.env_file], "sets": options.sets})
@@ -72,6 +75,14 @@ def exit_code(result: Mapping[str, Any]) -> int:
         return NotReadyError.exit_code
     wrong = [cell for cell in result["cells"].values() if cell["outputs"] == "same" and cell["output_check"]["verdict"] == "different"]
     return CheckFailedError.exit_code if wrong else 0
+
+
+def _too_long(workload: Workload, cells: Mapping[str, Settings]) -> str:
+    """What of `workload` does not fit into which of `cells`; "" where all of it does, or where a cell's limit is not known before its start."""
+    limits = {name: catalogue.parse_number(found.value("ENGINE_MAX_MODEL_LEN"), "human_int") for name, found in cells.items()}
+    short = [f"{name} (ENGINE_MAX_MODEL_LEN={cells[name].value('ENGINE_MAX_MODEL_LEN')})" for name, limit in limits.items()
+             if limit is not None and 0 < limit < workload.longest]
+    return f"  {workload.name}: up to {workload.longest:,} tokens of prompt and answer, too many for {', '.join(short)}" if short else ""
 
 
 def _together(job: runner.Job, options: argparse.Namespace, total_gib: float) -> runner.Job | None:

@@ -84,6 +84,12 @@ class Workload:
     load: Mapping[str, str]
     slo: Slo | None
 
+    @property
+    def longest(self) -> int:
+        """The most tokens that one of its requests has, prompt and answer together."""
+        lengths = sum(parse_number(value, "int") or 0 for name, value in self.load.items() if name.endswith("-len"))
+        return math.ceil(lengths * (1 + float(self.load.get("random-range-ratio", "0"))))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:

@@ -135,6 +135,11 @@ def comparison(result: Result, cell: str, workload: str, metric: str) -> Mapping
     return next(found, {})
 
 
+def success(result: Result, cell: str, workload: str) -> float:
+    """The share of the requests of `workload` that `cell` answered; 1 where nobody asked."""
+    return float((((result["cells"][cell].get("metrics") or {}).get(workload) or {}).get("success") or {}).get("median", 1.0))
+
+
 def times(compared: Mapping[str, Any]) -> str:
     """A ratio in words: 1.42 times (95 % interval 1.38 to 1.46)."""
     if not compared or compared.get("ratio") is None:
@@ -158,6 +163,8 @@ def objection(result: Result, name: str) -> str:
         return f"failed: {_first_line(cell.get('reason')) or 'no reason is known'}"
     if check.get("verdict") == "different" or compared.get("verdict") == "wrong output":
         return f"its answers at temperature 0 are not the control's ({check.get('equal', '?')} of {check.get('of', '?')} are equal)"
+    if (answered := success(result, name, workload)) < 1:
+        return f"only {100 * answered:.1f} % of its requests were answered"
     verdict = compared.get("verdict") or NOT_MEASURED
     if verdict == "no difference seen":
         smallest = compared.get("smallest")

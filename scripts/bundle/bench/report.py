@@ -101,6 +101,9 @@ def answer(result: Result) -> list[str]:
             said.append(f"It is a whole profile: `make up PROFILE={cells[best]['profile']}`.")
     if wrong := [name for name, cell in cells.items() if (cell.get("output_check") or {}).get("verdict") == "different"]:
         said.append(f"**Wrong output**: {_names(wrong)} did not give the control's answers at temperature 0, and must not be used however fast.")
+    if lost := [f"`{name}` on {load} ({100 * answered:.1f} % answered)" for name in cells for load in result["workloads"]
+                if (answered := recommend.success(result, name, load)) < 1]:
+        said.append(f"**Requests failed**: {', '.join(lost)}. What was left undone took no time, so no figure of these is one to go by.")
     if failed := [name for name, cell in cells.items() if cell.get("state") == "failed"]:
         said.append(f"Failed: {_names(failed)}; the reasons are below.")
     return [" ".join(said)]

@@ -363,6 +363,9 @@ class _Visit:
                 for workload in self.job.suite.workloads:
                     seed = self._seed(workload, str(repeat), group, turn)
                     answer = self._load(agent, workload, seed=seed)
+                    requests = answer["requests"]
+                    if not requests["completed"]:
+                        raise AgentError(f"{workload.name}: none of {requests['asked']} requests was answered: {', '.join(requests['errors'])}")
                     series = gpu.window(answer["at"], answer["at"] + answer["seconds"])
                     _add_gpu(answer, series, alone=alone)
                     self.leg.data["samples"].append({"workload": workload.name, "repeat": repeat, "turn": turn, "group": group, "seed": seed,
