@@ -138,6 +138,8 @@ def test_what_the_control_itself_sets_is_no_change_of_a_cell() -> None:
     found = recommend.recommend(build(cell, control=control))
     assert [one["key"] for one in found["set"]] == ["ENGINE_MAX_NUM_SEQS"]
     assert "ENGINE_LOAD_FORMAT=dummy" in found["note"]
+    changed = SyntheticResult(name="real", sets=("ENGINE_LOAD_FORMAT=auto",), ratio=1.2)
+    assert "The control ran with" not in recommend.recommend(build(changed, control=control))["note"]
 
 
 def test_a_share_of_a_held_down_gpu_is_told_as_the_profile_would_say_it() -> None:

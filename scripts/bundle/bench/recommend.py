@@ -240,7 +240,7 @@ class _Picked:
             if name != control and name not in self.tried and not objection(self.result, name):
                 sets = f" with {' '.join(cell['sets'])}" if cell["sets"] else ""
                 yield f"The whole profile {cell['profile']}{sets} (cell {name}) gave {self._gained(name)} the control's output tokens/s."
-        if own := [f"{key}={value}" for key, value in _assigned(self.control).items()]:
+        if own := [f"{key}={value}" for key, value in _assigned(self.control).items() if key not in self.values]:
             yield f"The control ran with {' '.join(own)} over the profile, and a profile made of this does not hold that."
 
     def _gained(self, name: str) -> str:
