@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bundle.bench import analysis
+from bundle.bench import analysis, statistics
 from bundle.errors import ConfigurationError
 from support import benchruns
 from support.benchruns import CONTROL, FAILED, FASTER, NEUTRAL, SLOWER, WRONG, SyntheticCell
@@ -48,6 +48,20 @@ def test_a_faster_a_slower_and_an_equal_cell_get_their_verdicts_in_every_metric(
     for metric in analysis.HIGHER_IS_BETTER:
         assert [verdict(result, cell.name, metric) for cell in (FASTER, SLOWER, NEUTRAL)] == ["faster", "slower", "no difference seen"], metric
     assert {row["cell"] for row in result["comparisons"]} == {FASTER.name, SLOWER.name, NEUTRAL.name}
+
+
+def test_the_cells_of_a_table_are_judged_together(tmp_path: Path) -> None:
+    cells = (CONTROL, FASTER, *(replace(NEUTRAL, name=f"equal-{number}") for number in range(10)))
+    result = run(tmp_path, *cells)
+    found = [cell["metrics"]["chat"]["output_tokens_per_s"] for cell in result["cells"].values()]
+    control, cell = found[:2]
+    expected = statistics.compare(cell["values"], control["values"], higher_is_better=True, cell_starts=cell["starts"],
+                                  control_starts=control["starts"], among=11,
+                                  pooled=statistics.noise([(one["values"], one["starts"]) for one in found]))
+    row = next(row for row in result["comparisons"] if (row["cell"], row["metric"]) == (FASTER.name, "output_tokens_per_s"))
+    assert row["smallest"] == expected.smallest
+    assert row["smallest"] != statistics.compare(cell["values"], control["values"], higher_is_better=True, cell_starts=cell["starts"],
+                                                 control_starts=control["starts"]).smallest
 
 
 def test_repeats_of_all_starts_are_pooled_and_each_knows_its_start(tmp_path: Path) -> None:
@@ -292,3 +306,7 @@ def test_a_difference_that_two_kinds_of_start_explain_is_not_believed(tmp_path: 
     for order in range(4):
         result = change(tmp_path, order, started(cached=True))
     assert verdict(result, "a-little") == "faster"
+    legs = tmp_path / "run" / "legs"
+    first = json.loads((legs / "001-a-little.json").read_text()) | {"order": 4, "visits": 0, "samples": [], "outputs": [], "slo": []}
+    (legs / "004-a-little.json").write_text(json.dumps(first))
+    assert verdict(change(tmp_path, 4, started(cached=False)), "a-little") == "faster", "nothing was measured on that start"

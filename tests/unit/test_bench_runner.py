@@ -336,6 +336,12 @@ def test_what_lies_under_every_cell_is_noted(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text())["options"] == options
 
 
+def test_what_is_measured_last_is_searched_for_its_limits_too(tmp_path: Path) -> None:
+    suite_job = job(tmp_path, cells=("b",), slo=Slo(ttft_ms_p99=100.0, itl_ms_p99=100.0, success=1.0, start=8, most=16))
+    runner.run(suite_job, FakeRuntime(), lambda: together(suite_job))
+    assert [(leg["cell"], leg["round"]) for leg in legs(tmp_path) if leg["slo"]] == [("a", 0), ("b", 0), ("a", 2), ("together", 2)]
+
+
 def test_side_by_side_the_control_stays_up_and_each_group_is_visited_in_turn(tmp_path: Path) -> None:
     runtime = FakeRuntime()
     runner.run(job(tmp_path, cells=("b", "c", "d"), rounds=2, side_by_side=3), runtime)
