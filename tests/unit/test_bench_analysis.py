@@ -112,6 +112,14 @@ def test_a_cell_that_fails_at_a_later_start_keeps_what_was_measured_with_the_rea
     assert [start["ok"] for start in cell["starts"]] == [True, False]
 
 
+def test_a_run_that_added_a_cell_is_complete_once_the_control_was_visited_beside_it(tmp_path: Path) -> None:
+    added = replace(FASTER, name="together", axis="together")
+    assert not run(tmp_path, CONTROL, added, rounds=2)["complete"]
+    for order in (0, 3):
+        result = change(tmp_path, order, lambda leg: leg.update(visits=2))
+    assert result["complete"]
+
+
 def test_an_interrupted_run_is_analysed_as_far_as_it_went(tmp_path: Path) -> None:
     result = run(tmp_path, CONTROL, FASTER, SLOWER, rounds=2, legs=2)
     assert not result["complete"]

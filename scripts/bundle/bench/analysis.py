@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from bundle.bench import recommend, roofline, startphases, statistics
+from bundle.bench.matrix import TOGETHER
 from bundle.errors import BundleError, ConfigurationError
 
 RUN, RESULT = "run.json", "result.json"
@@ -78,7 +79,9 @@ class _Cell:
     def complete(self) -> bool:
         """Whether nothing is left to measure: every visit was made, or there is a reason why there are none."""
         visits = sum(leg["visits"] for leg in self.legs if leg["start"]["ok"] and not leg["error"])
-        return visits >= self.run["rounds"] or any(not leg["start"]["ok"] for leg in self.legs) or self.state == "failed"
+        # The control is visited again beside the cell that a run adds.
+        parts = 2 if self.name == self.run["control"] and TOGETHER in self.run["cells"] else 1
+        return visits >= self.run["rounds"] * parts or any(not leg["start"]["ok"] for leg in self.legs) or self.state == "failed"
 
     @property
     def state(self) -> str:
