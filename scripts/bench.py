@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     folder = campaign.known(options.report) if options.report else campaign.measure(options, analysed=not missing)
     if missing:  # a GPU pod without a network: what was measured there becomes a report elsewhere
-        console.warn(f"no report is written here: {sys.executable} lacks {', '.join(missing)}. Copy {folder} to reports/ of another host, "
+        console.warn(f"no report is written here, and what was faster each for itself is not measured at once: {sys.executable} "
+                     f"lacks {', '.join(missing)}. Copy {folder} to reports/ of another host, "
                      f"and there: make bench REPORT={folder.name}")
         return 0
     from bundle.bench import analysis, report

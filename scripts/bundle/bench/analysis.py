@@ -182,8 +182,7 @@ def _compared(cells: Mapping[str, _Cell], control: _Cell, wrong: Collection[str]
         measured = {name: _metrics(cell.loads(workload)) for name, cell in cells.items()}
         among = max(1, sum(bool(measured[cell.name]) for cell in others))
         for metric, higher in HIGHER_IS_BETTER.items():
-            sides = [(values, starts) for found in measured.values() for starts, values in [found.get(metric, ([], []))]]
-            pooled = statistics.noise(sides) if any(len(values) > 1 for values, _ in sides) else None
+            pooled = statistics.pooled([(values, starts) for found in measured.values() for starts, values in [found.get(metric, ([], []))]])
             for cell in others:
                 starts, values = measured[cell.name].get(metric, ([], []))
                 control_starts, control_values = _metrics(_beside(cell, control, workload)).get(metric, ([], []))

@@ -109,8 +109,7 @@ def _rows(a: Result, b: Result, cell: str, workload: str, *, among: int) -> Iter
 def _noise(runs: Sequence[Result], workload: str, metric: str) -> statistics.Noise | None:
     """The noise of all cells of both runs under one load."""
     found = [one for run in runs for cell in run["cells"].values() if (one := (cell["metrics"].get(workload) or {}).get(metric))]
-    sides = [(one["values"], one.get("starts") or []) for one in found]
-    return statistics.noise(sides) if any(len(values) > 1 for values, _ in sides) else None
+    return statistics.pooled([(one["values"], one.get("starts") or []) for one in found])
 
 
 def _changed(a: Mapping[str, str], b: Mapping[str, str]) -> str:

@@ -119,6 +119,11 @@ def _starts(values: _Values, starts: Sequence[int]) -> list[_Values]:
     return [np.array([value for _, value in group]) for _, group in groupby(pairs, key=lambda pair: pair[0])]
 
 
+def pooled(sides: Sequence[tuple[Sequence[float], Sequence[int]]]) -> Noise | None:
+    """The noise of all that were measured in the same way, as `noise` takes them; None where no side has two values to tell it."""
+    return noise(sides) if any(len(values) > 1 for values, _ in sides) else None
+
+
 def noise(sides: Sequence[tuple[Sequence[float], Sequence[int]]]) -> Noise:
     """The noise on `sides`, each a cell's values with the engine start of each (nothing where that is not known); at least two values in all.
 
