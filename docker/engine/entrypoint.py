@@ -47,6 +47,7 @@ AUTO_MARGIN_BYTES = 512 * 2**20
 
 LINE_LIMIT = 8192
 KILL_WAIT_S = 10
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOADING_STOP_S = 3
 """How long an engine that is still loading may take to stop. It has nothing to drain, and vLLM loses a SIGTERM that comes while it loads."""
 
@@ -278,39 +279,32 @@ def _write(target: int, data: bytes) -> bool:
 def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run the engine to its end, and return the exit code that says how it ended."""
     asked: list[signal.Signals] = []
-    waiting: list[signal.Signals] = []
-    engine: subprocess.Popen[bytes] | None = None
-
-    def forward() -> None:
-        while engine and waiting:
-            engine.send_signal(waiting.pop(0))
-
-    def kill() -> None:
-        if engine and engine.poll() is None:
-            os.killpg(engine.pid, signal.SIGKILL)
-
-    def on_signal(number: int, _frame: object) -> None:
-        asked.append(signal.Signals(number))
-        if not error.answering:
-            late = threading.Timer(LOADING_STOP_S, kill)
-            late.daemon = True
-            late.start()
-        # vLLM knows no SIGHUP and would leave its core behind: a terminal that closes is a request to stop like any other.
-        waiting.append(signal.SIGTERM if number == signal.SIGHUP else signal.Signals(number))
-        forward()
-
+    kill_at: float | None = None
     started, error = time.monotonic(), LastError()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, on_signal)
+    # Every signal stands in this pipe until it is dealt with. A handler that acts by itself would lose the one that comes right before a wait.
+    signals, noted = os.pipe()
+    os.set_blocking(noted, False)
+    signal.set_wakeup_fd(noted, warn_on_full_buffer=False)
+    for number in (*STOPS, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
     # A session of its own: Ctrl-C reaches the engine once, through here, and one kill reaches all that it started.
     engine = subprocess.Popen(command, env=environment, start_new_session=True,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    forward()
     tees = [threading.Thread(target=pass_on, args=(source, target, error), daemon=True)
             for source, target in ((engine.stdout, 1), (engine.stderr, 2)) if source]
     for tee in tees:
         tee.start()
-    code = engine.wait()
+    while (code := engine.poll()) is None:
+        if not select.select([signals], [], [], None if kill_at is None else max(0.0, kill_at - time.monotonic()))[0]:
+            os.killpg(engine.pid, signal.SIGKILL)
+            kill_at = None
+            continue
+        for stop in (signal.Signals(byte) for byte in os.read(signals, 4096) if byte in STOPS):
+            asked.append(stop)
+            if kill_at is None and not error.answering:
+                kill_at = time.monotonic() + LOADING_STOP_S
+            # vLLM knows no SIGHUP and would leave its core behind: a terminal that closes is a request to stop like any other.
+            engine.send_signal(signal.SIGTERM if stop == signal.SIGHUP else stop)
     took = f"after {time.monotonic() - started:.0f} s"
     with contextlib.suppress(ProcessLookupError):
         os.killpg(engine.pid, signal.SIGKILL)  # a core that outlives its API server would hold the GPU

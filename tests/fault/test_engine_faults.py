@@ -245,8 +245,8 @@ def test_without_an_init_the_entrypoint_is_a_proper_first_process(tmp_path: Path
     package.mkdir(parents=True)
     for folder in (package, package.parent, package.parent.parent):
         (folder / "__init__.py").touch()
-    (package / "main.py").write_text("import signal, subprocess, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
-                                     "subprocess.Popen(['sleep', '600'])\nprint('up', flush=True)\nsignal.pause()\n")
+    (package / "main.py").write_text("import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+                                     "subprocess.Popen(['sleep', '600'])\nprint('up', flush=True)\nwhile True: time.sleep(0.02)\n")
     tmp_path.chmod(0o755)
     name = f"test-{os.getpid()}-{secrets.token_hex(3)}-first"
     docker("run", "--detach", "--name", name, *HARDENED, "--volume", f"{tmp_path}:/stand-in:ro", "--env", "PYTHONPATH=/stand-in",
