@@ -296,7 +296,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
         tee.start()
     while (code := engine.poll()) is None:
         if not select.select([signals], [], [], None if kill_at is None else max(0.0, kill_at - time.monotonic()))[0]:
-            os.killpg(engine.pid, signal.SIGKILL)
+            engine.kill()
             kill_at = None
             continue
         for stop in (signal.Signals(byte) for byte in os.read(signals, 4096) if byte in STOPS):
@@ -305,6 +305,8 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
                 kill_at = time.monotonic() + LOADING_STOP_S
             # vLLM knows no SIGHUP and would leave its core behind: a terminal that closes is a request to stop like any other.
             engine.send_signal(signal.SIGTERM if stop == signal.SIGHUP else stop)
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)  # who asks again must not change how the end is told
     took = f"after {time.monotonic() - started:.0f} s"
     with contextlib.suppress(ProcessLookupError):
         os.killpg(engine.pid, signal.SIGKILL)  # a core that outlives its API server would hold the GPU

@@ -373,13 +373,27 @@ def test_an_engine_that_dies_of_the_signal_it_was_sent_says_so(pod: Pod) -> None
 IGNORES = "signal.signal(signal.SIGTERM, lambda *_: say('ignored\\n'))\nsay('PHASE\\n')\nwhile True: time.sleep(600)"
 
 
+def changed(pod: Pod, line: str, other: str) -> list[str]:
+    """The entrypoint with `other` in the place of one text."""
+    text = ENTRYPOINT.read_text()
+    assert text.count(line) == 1
+    own = pod.folder / "changed.py"
+    own.write_text(text.replace(line, other))
+    return [sys.executable, str(own)]
+
+
 def impatient(pod: Pod) -> list[str]:
     """The entrypoint with a short patience, for tests that would wait for it."""
-    text = ENTRYPOINT.read_text()
-    assert "\nLOADING_STOP_S = 3\n" in text
-    own = pod.folder / "impatient.py"
-    own.write_text(text.replace("\nLOADING_STOP_S = 3\n", "\nLOADING_STOP_S = 0.3\n"))
-    return [sys.executable, str(own)]
+    return changed(pod, "\nLOADING_STOP_S = 3\n", "\nLOADING_STOP_S = 0.3\n")
+
+
+def test_a_stop_right_before_the_engine_starts_reaches_it(pod: Pod) -> None:
+    pod.install("time.sleep(600)")
+    start = "    engine = subprocess.Popen("
+    command = changed(pod, start, f"    os.kill(os.getpid(), signal.SIGTERM)\n{start}")
+    done = subprocess.run(command, env=pod.environment({}), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "the engine was asked to stop (SIGTERM) and died of SIGTERM" in last_line(done.stderr)
 
 
 def test_an_engine_that_loses_a_stop_while_it_loads_is_killed(pod: Pod) -> None:
@@ -387,7 +401,12 @@ def test_an_engine_that_loses_a_stop_while_it_loads_is_killed(pod: Pod) -> None:
     process = subprocess.Popen(impatient(pod), env=pod.environment({}), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     pod.running.append(process)
     read_until(process, b"loading\n")
-    process.terminate()
+
+    def over() -> bool:
+        process.terminate()  # who asks again and again must not put off what the first one asked for
+        return process.poll() is not None
+
+    eventually(over, "the engine is not killed")
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGKILL
     assert "was asked to stop (SIGTERM) and died of SIGKILL" in last_line(errors)
