@@ -199,16 +199,14 @@ class Handler(BaseHTTPRequestHandler):
             self.server.running += 1
             self.server.number += 1
             busy, number = self.server.running > 1, self.server.number
-        try:
-            if self.fault("one-at-a-time"):
-                time.sleep(0.1)  # long enough that requests sent at once do meet, on a slow machine too
-            if busy and self.fault("one-at-a-time"):
-                self.error(503, "busy")
-            else:
-                self.generate(path, body, "one" if self.fault("crossed-answers") else str(number))
-        finally:
-            with self.server.lock:
-                self.server.running -= 1
+        if self.fault("one-at-a-time"):
+            time.sleep(0.1)  # long enough that requests sent at once do meet, on a slow machine too
+        with self.server.lock:
+            self.server.running -= 1  # before it answers: who has the answer may ask the next
+        if busy and self.fault("one-at-a-time"):
+            self.error(503, "busy")
+        else:
+            self.generate(path, body, "one" if self.fault("crossed-answers") else str(number))
 
     def generate(self, path: str, body: dict[str, Any], number: str) -> None:
         if body.get("model") != MODEL and not self.fault("serves-any-model"):
