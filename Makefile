@@ -84,10 +84,11 @@ test: lint  ## everything that CI holds, against real Docker and real vLLM on th
 	@.venv/bin/python -m pytest tests/contract tests/e2e tests/fault
 	@.venv/bin/python -m pytest tests/bench
 
-lint:  ## ruff, mypy --strict, yamllint, shellcheck, hadolint
+lint:  ## ruff, mypy --strict, import-linter, yamllint, shellcheck, hadolint
 	@$(PYTHON) scripts/bundle/venv.py requirements-dev.lock
 	@.venv/bin/python -m ruff check .
 	@.venv/bin/python -m mypy scripts healthchecks docker/engine tests
+	@PYTHONPATH=scripts .venv/bin/lint-imports --quiet
 	@.venv/bin/python -m yamllint --strict .
 	@.venv/bin/shellcheck .ci/run docker/engine/*.sh docker/engine/proofs/*.sh
 	@.venv/bin/hadolint docker/engine/Dockerfile docker/gateway/Dockerfile

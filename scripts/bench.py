@@ -20,7 +20,8 @@ from bundle import cli, venv
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import ROOT, console
+    from bundle import ROOT
+    from bundle.base import console
 
     options = _options(argv)
     missing = venv.also(venv.BENCH_LOCK)
@@ -29,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     if options.list:
         _list()
         return 0
-    folder = campaign.known(options.report) if options.report else campaign.measure(options, analysed=not missing)
+    folder = campaign.existing_run(options.report) if options.report else campaign.measure(options, analysed=not missing)
     if missing:  # a GPU pod without a network: what was measured there becomes a report elsewhere
         console.warn(f"no report is written here, and what was faster each for itself is not measured at once: {sys.executable} "
                      f"lacks {', '.join(missing)}. Copy {folder} to reports/ of another host, "
@@ -77,7 +78,7 @@ def _count(text: str) -> int:
 
 
 def _list() -> None:
-    from bundle import console
+    from bundle.base import console
     from bundle.bench import matrix
 
     found = matrix.load()

@@ -14,7 +14,8 @@ from bundle import cli, venv
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import ROOT, console
+    from bundle import ROOT
+    from bundle.base import console
 
     parser = cli.parser(__doc__)
     parser.add_argument("run", metavar="RUN", help="a run's name under reports/, or its result.json")

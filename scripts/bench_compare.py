@@ -15,7 +15,7 @@ from bundle import cli, venv
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import console
+    from bundle.base import console
 
     parser = cli.parser(__doc__)
     parser.add_argument("reference", metavar="REFERENCE")

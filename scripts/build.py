@@ -14,20 +14,22 @@ from bundle import cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import console, images, settings
+    from bundle.base import console
+    from bundle.choice import profile
+    from bundle.images import build
 
     parser = cli.parser(__doc__)
     cli.add_deployment(parser)
     cli.add_json(parser)
     parser.add_argument("--force", action="store_true", help="build everything anew, also to get the distribution's updates")
     options = parser.parse_args(argv)
-    chosen = settings.load_options(options)
+    chosen = profile.load(cli.deployment(options))
     chosen.require()
     answer: list[dict[str, Any]] = []
-    for built in images.ensure(chosen, force=options.force):
+    for built in build.ensure(chosen, force=options.force):
         name = built.image.name
-        answer.append({"service": built.image.service, "image": name, "seconds": round(built.seconds, 1), "bytes": images.size(name),
-                       "layers": images.layers(name), "packages": images.packages(name) if built.image.lock else {}})
+        answer.append({"service": built.image.service, "image": name, "seconds": round(built.seconds, 1), "bytes": build.size(name),
+                       "layers": build.layers(name), "packages": build.packages(name) if built.image.lock else {}})
     if options.json:
         console.emit_json({"images": answer})
         return 0

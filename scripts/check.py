@@ -22,7 +22,10 @@ from bundle import ROOT, cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import console, fitcheck, preview, settings
+    from bundle.base import console
+    from bundle.choice import profile
+    from bundle.fit import assessment
+    from bundle.service import preview
 
     parser = cli.parser(__doc__)
     cli.add_deployment(parser)
@@ -30,10 +33,10 @@ def main(argv: Sequence[str]) -> int:
     cli.add_json(parser)
     parser.add_argument("--flatten", metavar="FILE", nargs="?", const="-", help="write the flattened env file (no FILE: to stdout)")
     options = parser.parse_args(argv)
-    chosen = settings.load_options(options)
-    fit = fitcheck.look(chosen, options.gpu)
+    chosen = profile.load(cli.deployment(options))
+    fit = assessment.assess(chosen, options.gpu)
     if options.gpu:
-        chosen = fitcheck.held_to(chosen, fit)
+        chosen = assessment.held_to(chosen, fit)
     if options.json:
         console.emit_json(preview.as_json(chosen, fit))
         return 2 if chosen.errors else 0

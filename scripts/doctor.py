@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import bundle.venv  # noqa: F401
-from bundle import cli, console, fitcheck, host
-from bundle.checklist import Check
-from bundle.errors import ConfigurationError
-from bundle.host import Needs
-from bundle.hostfacts import Host
-from bundle.settings import load_options
+from bundle import cli
+from bundle.base import console
+from bundle.base.errors import ConfigurationError
+from bundle.choice import profile
+from bundle.doctor import host
+from bundle.doctor.check import Check
+from bundle.doctor.fit import fit_check
+from bundle.doctor.host import Needs
+from bundle.fit import assessment
+from bundle.machine.facts import Host
 
 _FAILED = 3
 
@@ -27,19 +31,19 @@ def main(argv: Sequence[str]) -> int:
     cli.add_gpu(parser)
     cli.add_json(parser)
     options = parser.parse_args(argv)
-    needs, settings, fit = Needs(), Check(name="settings", state="ok", found=""), fitcheck.Fit(unknown="the settings are wrong")
+    needs, settings, fit = Needs(), Check(name="settings", state="ok", found=""), assessment.Fit(unknown="the settings are wrong")
     here = Host()
     try:
-        loaded = load_options(options)
-        needs = Needs.of(loaded)
+        loaded = profile.load(cli.deployment(options))
+        needs = Needs.from_settings(loaded)
         settings = replace(settings, found=f"profile {loaded.profile}")
         loaded.require()
-        fit = fitcheck.look(loaded, options.gpu, host=here, idle=host.is_running(loaded.project, here.docker(), here))
+        fit = assessment.assess(loaded, options.gpu, host=here, idle=host.is_running(loaded.project, here.docker(), here))
     except ConfigurationError as error:
         settings = replace(settings, state="fail", found=" ".join(error.message.split()), fix=error.fix or "`make check` shows each with its line")
     if options.project:
         needs = replace(needs, project=options.project)
-    found = [settings, *host.examine(needs, here), fitcheck.check(fit)]
+    found = [settings, *host.examine(needs, here), fit_check(fit)]
     if options.json:
         console.emit_json([asdict(check) for check in found])
     else:

@@ -19,9 +19,11 @@ from bundle import cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import console, fit, fitchanges, fitreport, settings
-    from bundle.devices import GIB
-    from bundle.errors import ConfigurationError, PrerequisiteError
+    from bundle.base import console
+    from bundle.base.errors import ConfigurationError, PrerequisiteError
+    from bundle.choice import profile
+    from bundle.fit import estimation, remedies, report
+    from bundle.machine.devices import GIB
 
     parser = cli.parser(__doc__)
     parser.add_argument("model", metavar="MODEL_DIR", nargs="?", type=Path, help="folder with config.json (default: MODEL_DIR of the env files)")
@@ -33,24 +35,24 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.gpu and not options.profile and not options.env_file:
         options.profile = "throughput"
-    chosen = settings.load_options(options)
+    chosen = profile.load(cli.deployment(options))
     directory = options.model or chosen.model_dir
     if not directory:
         raise ConfigurationError("no model to look at", fix="give its folder: python scripts/fit.py MODEL_DIR, or set MODEL_DIR in env/site.env")
     measured = None if options.overhead is None else round(options.overhead * GIB)
-    found = fit.of(chosen, directory.expanduser(), gpu=options.gpu, measured_overhead=measured)
+    found = estimation.estimate_deployment(chosen, directory.expanduser(), gpu=options.gpu, measured_overhead=measured)
     try:
         log = "" if not options.log else sys.stdin.read() if options.log == "-" else Path(options.log).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise PrerequisiteError(f"{options.log}: {error.strerror}") from error
-    differences = fit.compare(found, log)
+    differences = estimation.compare(found, log)
     if options.log and not differences:
         console.warn(f"{options.log}: no line of vLLM's about weights or KV cache in it")
-    changes = [] if found.starts else fitchanges.nearest(found)
+    changes = [] if found.starts else remedies.nearest(found)
     if options.json:
-        console.emit_json(fitreport.as_json(found, changes, differences))
+        console.emit_json(report.as_json(found, changes, differences))
     else:
-        fitreport.show(found, changes, differences)
+        report.show(found, changes, differences)
     return 0 if found.starts else 5
 
 

@@ -18,7 +18,10 @@ from bundle import cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import console, fitcheck, handoff, settings
+    from bundle.base import console
+    from bundle.choice import profile
+    from bundle.fit import assessment
+    from bundle.handoff import pack
 
     parser = cli.parser(__doc__)
     cli.add_deployment(parser)
@@ -27,14 +30,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", metavar="PATH", type=Path, required=True, help="a new folder, or a new file that ends in .tar.gz")
     parser.add_argument("--with-images", action="store_true", help="add the images themselves (gigabytes)")
     options = parser.parse_args(argv)
-    chosen = settings.load_options(options)
-    fit = fitcheck.look(chosen, options.gpu)
+    chosen = profile.load(cli.deployment(options))
+    fit = assessment.assess(chosen, options.gpu)
     if options.gpu:
-        chosen = fitcheck.held_to(chosen, fit)
+        chosen = assessment.held_to(chosen, fit)
     chosen.require()
     for line in chosen.remarks():
         console.warn(line)
-    written = handoff.write(chosen, fit, options.out, with_images=options.with_images)
+    written = pack.write(chosen, fit, options.out, with_images=options.with_images)
     if options.json:
         console.emit_json(written.as_json())
         return 0

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 import bundle.venv  # noqa: F401
 from bundle import cli
-from bundle.errors import PrerequisiteError
+from bundle.base.errors import PrerequisiteError
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import daemon
-    from bundle.deployment import DEFAULT_PROJECT, Deployment
+    from bundle.machine import daemon
+    from bundle.service.deployment import DEFAULT_PROJECT, Deployment
 
     parser = cli.parser(__doc__)
     cli.add_project(parser)

@@ -16,7 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import bundle.venv  # noqa: F401
-from bundle import ROOT, cli, console, hub, modelstore
+from bundle import ROOT, cli
+from bundle.base import console
+from bundle.models import hub
+from bundle.models import store as modelstore
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,7 +18,8 @@ from bundle import cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import audit, optimizations, settings, verdicts
+    from bundle.config import settings, verdicts
+    from bundle.tuning import audit, optimizations
 
     parser = cli.parser(__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list | explain | audit")

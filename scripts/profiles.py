@@ -13,7 +13,8 @@ from bundle import cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import console, profiletable
+    from bundle.base import console
+    from bundle.choice import table as profiletable
 
     parser = cli.parser(__doc__)
     cli.add_gpu(parser)
@@ -21,11 +22,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="one value over all files")
     cli.add_json(parser)
     options = parser.parse_args(argv)
-    choice, rows = profiletable.make(options.gpu, options.env_file, options.sets)
+    choice, rows = profiletable.profile_table(options.gpu, options.env_file, options.sets)
     if options.json:
         console.emit_json({"chosen": choice.profile, "why": choice.why, "profiles": [row.as_json() for row in rows]})
         return 0
-    console.table(("profile", "for", "fit"), [(row.profile, row.description, row.said) for row in rows])
+    console.table(("profile", "for", "fit"), [(row.profile, row.description, row.summary) for row in rows])
     console.result(f"\nwithout PROFILE: {choice.profile} ({choice.why})")
     return 0
 

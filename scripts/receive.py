@@ -17,7 +17,9 @@ from bundle import cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import console, lifecycle, receive
+    from bundle.base import console
+    from bundle.handoff import unpack
+    from bundle.service import lifecycle
 
     parser = cli.parser(__doc__)
     parser.add_argument("source", metavar="FILE_OR_DIR", type=Path, help="what `make handoff` wrote")
@@ -27,14 +29,14 @@ def main(argv: Sequence[str]) -> int:
     cli.add_project(parser)
     cli.add_json(parser)
     options = parser.parse_args(argv)
-    folder, verified = receive.opened(options.source.expanduser(), options.into)
+    folder, verified = unpack.opened(options.source.expanduser(), options.into)
     answer: dict[str, object] = {"folder": str(folder), "verified": verified}
-    chosen = receive.deployment(folder, [*options.sets, *([f"HOST_PROJECT={options.project}"] if options.project else [])])
-    answer["loaded"] = receive.install(folder, chosen)
+    chosen = unpack.deployment(folder, [*options.sets, *([f"HOST_PROJECT={options.project}"] if options.project else [])])
+    answer["loaded"] = unpack.install(folder, chosen)
     if options.no_start:
-        answer["command"] = receive.command(folder)
+        answer["command"] = unpack.command(folder)
     else:
-        answer |= receive.bring_up(folder, chosen)
+        answer |= unpack.bring_up(folder, chosen)
     if options.json:
         console.emit_json(answer)
     elif options.no_start:

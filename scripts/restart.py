@@ -11,8 +11,9 @@ from bundle import cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import console, lifecycle
-    from bundle.deployment import DEFAULT_PROJECT, Deployment
+    from bundle.base import console
+    from bundle.service import lifecycle
+    from bundle.service.deployment import DEFAULT_PROJECT, Deployment
 
     parser = cli.parser(__doc__)
     cli.add_project(parser)

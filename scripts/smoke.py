@@ -1,6 +1,6 @@
 """Ask the running service everything that a client relies on: answers, streams, limits, refusals, metrics.
 
-usage: python scripts/smoke.py [--project NAME] [--json] [--junit FILE] [--limit SECONDS]
+usage: python scripts/smoke.py [--project NAME] [--json] [--limit SECONDS]
        python scripts/smoke.py --url http://HOST:PORT [--model NAME] [--api-key-file FILE] [--ca-file FILE] ...
 
 Exit codes: 0 all passed, 5 a check failed, 4 the server does not answer, 3 nothing is up, 2 a wrong option.
@@ -15,9 +15,10 @@ from bundle import cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import api, checks, console, junit
-    from bundle.deployment import DEFAULT_PROJECT, Deployment
-    from bundle.errors import CheckFailedError
+    from bundle.base import console
+    from bundle.base.errors import CheckFailedError
+    from bundle.service.deployment import DEFAULT_PROJECT, Deployment
+    from bundle.smoke import client, expectations
 
     parser = cli.parser(__doc__)
     cli.add_project(parser)
@@ -26,7 +27,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="a file whose first line is the bearer key")
     parser.add_argument("--ca-file", type=Path, metavar="FILE", help="PEM of the authority, or of a self-signed certificate (with --url)")
     parser.add_argument("--limit", type=cli.positive, default=300.0, metavar="SECONDS", help="for all checks together (default 300)")
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="write the results as JUnit XML, too")
     cli.add_json(parser)
     options = parser.parse_args(argv)
     if options.url is not None and options.project:
@@ -34,23 +34,19 @@ def main(argv: Sequence[str]) -> int:
     if options.ca_file and options.url is None:
         parser.error("--ca-file goes with --url; a deployment's own certificate is known")
 
-    key = api.first_key(options.api_key_file) if options.api_key_file else ""
+    key = client.first_key(options.api_key_file) if options.api_key_file else ""
     if options.url is not None:
-        server = api.Server.at(options.url, key=key, ca_file=options.ca_file)
+        server = client.Server.at_url(options.url, key=key, ca_file=options.ca_file)
     else:
-        server = api.Server.of(Deployment(project=options.project or DEFAULT_PROJECT))
+        server = client.Server.from_deployment(Deployment(project=options.project or DEFAULT_PROJECT))
         server.key = key or server.key
-    if options.junit:
-        junit.write(options.junit, "smoke", [])  # a file that cannot be written shows before the checks, and no old results stay
     server.connect(options.model, limit_s=options.limit)
-    results = checks.run(server, report=lambda r: console.note(f"{'✗' if r.state == 'fail' else '✓'} {r.name} {r.seconds:.1f}s"))
-    if options.junit:
-        junit.write(options.junit, "smoke", results)
+    results = expectations.run(server, report=lambda r: console.note(f"{'✗' if r.state == 'fail' else '✓'} {r.name} {r.seconds:.1f}s"))
     if options.json:
         console.emit_json({"url": server.url, "model": server.model, "checks": [r.as_json() for r in results]})
     else:
-        console.table(("check", "state", "time", "detail"), [(r.name, r.state, f"{r.seconds:.1f} s", r.shown) for r in results])
-    console.note(f"{server.model} at {server.url}: {checks.summary(results)}")
+        console.table(("check", "state", "time", "detail"), [(r.name, r.state, f"{r.seconds:.1f} s", r.outcome) for r in results])
+    console.note(f"{server.model} at {server.url}: {expectations.summary(results)}")
     return CheckFailedError.exit_code if any(r.state == "fail" for r in results) else 0
 
 

@@ -13,9 +13,10 @@ from bundle import cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import console, status
-    from bundle.deployment import DEFAULT_PROJECT, Deployment
-    from bundle.errors import CheckFailedError
+    from bundle.base import console
+    from bundle.base.errors import CheckFailedError
+    from bundle.service import status
+    from bundle.service.deployment import DEFAULT_PROJECT, Deployment
 
     parser = cli.parser(__doc__)
     cli.add_project(parser)

@@ -13,13 +13,15 @@ from bundle import cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle import console, lifecycle, settings
+    from bundle.base import console
+    from bundle.choice import profile
+    from bundle.service import lifecycle
 
     parser = cli.parser(__doc__)
     cli.add_deployment(parser)
     cli.add_json(parser)
     options = parser.parse_args(argv)
-    chosen = settings.load_options(options)
+    chosen = profile.load(cli.deployment(options))
     for line in chosen.remarks():
         console.warn(line)
     answer = lifecycle.up(chosen)

@@ -155,7 +155,7 @@ def summary(result: Mapping[str, Any], *, samples: Sequence[tuple[float, Mapping
     points = {name: quantiles(1e3 * value for value in values) for name, values in times.items()}
     tokens = {"input": int(result["total_input_tokens"]), "output": int(result["total_output_tokens"])}
     rates = {"output_tokens_per_s": tokens["output"], "total_tokens_per_s": sum(tokens.values()), "requests_per_s": len(completed)}
-    series = Series.of(samples, at, seconds)
+    series = Series.within(samples, at, seconds)
     return {
         "seconds": seconds,
         "at": at,
@@ -230,7 +230,7 @@ class Series:
         self.lists = lists
 
     @classmethod
-    def of(cls, samples: Sequence[tuple[float, Mapping[str, float]]], at: float, seconds: float) -> Self:
+    def within(cls, samples: Sequence[tuple[float, Mapping[str, float]]], at: float, seconds: float) -> Self:
         """Those of `samples` that were taken in the `seconds` after `at`: vLLM prepares a load before its first request."""
         within = [(when - at, found) for when, found in samples if at <= when <= at + seconds and RUNNING in found]
         return cls({"t_s": [round(when, 3) for when, _ in within]} | {

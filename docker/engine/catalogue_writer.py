@@ -104,7 +104,7 @@ def flag(action: Any, primary: str, spellings: Sequence[str], *, deprecated: boo
         "type": kind,
         "nargs": None if isinstance(action, argparse._StoreTrueAction | argparse.BooleanOptionalAction) else action.nargs,
         "choices": [_text(choice) for choice in action.choices if choice is not None] if action.choices else None,
-        "known": None if action.choices else known(action),
+        "known": None if action.choices else known_values(action),
         "words": [word for word in WORDS if _accepts(action, word, limits["minimum"])] if kind in ("int", "float", "human_int") else [],
         "default": _text(action.default),
         "help": text,
@@ -134,7 +134,7 @@ def type_of(action: Any) -> str:
     return "str"
 
 
-def known(action: Any) -> list[str] | None:
+def known_values(action: Any) -> list[str] | None:
     """The values that vLLM names for a flag whose parser takes any text: an enum's members, or the ones it shows in its help."""
     if action.field is not None:
         hint = {field.name: field.type for field in dataclasses.fields(action.field[0])}[action.field[1]]

@@ -3,9 +3,13 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from bundle import console
-from bundle.errors import INTERRUPTED, BundleError, PrerequisiteError
+from bundle.base import console
+from bundle.base.errors import INTERRUPTED, BundleError, PrerequisiteError
+
+if TYPE_CHECKING:
+    from bundle.choice.profile import Wanted
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -31,6 +35,14 @@ def add_deployment(to: argparse.ArgumentParser) -> None:
     to.add_argument("--env-file", metavar="FILE", action="append", default=[], help="lay FILE over the profile; repeatable, last wins")
     to.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="one value over all files; an empty VALUE unsets")
     add_project(to)
+
+
+def deployment(options: argparse.Namespace) -> "Wanted":
+    """What `add_deployment` (and `add_gpu`, where the verb has it) parsed."""
+    from bundle.choice.profile import Wanted  # here, so that a script's --help needs no packages
+
+    project = (f"HOST_PROJECT={options.project}",) if options.project else ()
+    return Wanted(profile=options.profile or "", env_files=tuple(options.env_file), sets=(*options.sets, *project), gpu=getattr(options, "gpu", ""))
 
 
 def need(missing: Sequence[str]) -> None:

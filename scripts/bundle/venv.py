@@ -22,8 +22,9 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from bundle import ROOT, STATE, apt
-from bundle.errors import INTERRUPTED, PrerequisiteError
+from bundle import ROOT, STATE
+from bundle.base.errors import INTERRUPTED, PrerequisiteError
+from bundle.machine import apt
 
 VENV = ROOT / ".venv"
 RUNTIME_LOCK = ROOT / "requirements.lock"

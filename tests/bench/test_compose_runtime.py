@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from bundle import STATE, settings
+from bundle import STATE
+from bundle.base.errors import PrerequisiteError
 from bundle.bench import composeruntime, startphases
 from bundle.bench.agent import Agent
 from bundle.bench.composeruntime import ComposeRuntime, project_name
 from bundle.bench.runtimes import StartFailed
-from bundle.errors import PrerequisiteError
-from bundle.settings import Settings
+from bundle.config import settings
+from bundle.config.settings import Settings
 from support.project import Project
 
 

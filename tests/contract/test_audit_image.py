@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from bundle import ROOT, audit, images, settings, verdicts
+from bundle import ROOT
+from bundle.config import settings, verdicts
+from bundle.images import build
+from bundle.tuning import audit
 
 INERT = ["CUDA_ALLOCATOR_BACKEND", "CUDA_COPY_SPLIT_THRESHOLD", "CUDA_L2_PERSISTING_SIZE", "CUDA_MALLOC_ASYNC_POOLS", "CUDA_TENSOR_CORES",
          "CUDNN_TENSOR_OPS"]
@@ -33,7 +36,7 @@ def cuda() -> Any:
 def cpu() -> str:
     """The CPU image as `make build` leaves it."""
     chosen = settings.load("cpu")
-    images.ensure(chosen)
+    build.ensure(chosen)
     return chosen.image_engine
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bundle import ROOT, settings
+from bundle import ROOT
+from bundle.config import settings
 from support import image
 
 ENGINE = ROOT / "docker/engine"

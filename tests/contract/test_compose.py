@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from bundle import ROOT, settings
-from bundle.daemon import client_environment
+from bundle import ROOT
+from bundle.config import settings
+from bundle.machine.daemon import client_environment
 from support.project import Project
 
 COMPOSE = (ROOT / "compose.yaml").read_text()

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from bundle import ROOT, buildinputs, images, settings
-from bundle.images import LOCK, SOURCE, Image
+from bundle import ROOT
+from bundle.config import settings
+from bundle.images import build, buildinputs
+from bundle.images.build import LOCK, SOURCE, Image
 from support.image import LAYOUT, answer, inspected, layers_with, run
 
 LIMIT_BYTES = 7.0e9
@@ -29,7 +31,7 @@ ENVIRONMENT = LAYOUT | {"CUDA_HOME": f"{SITE}/nvidia/cu13", "NVIDIA_DRIVER_CAPAB
 @pytest.fixture(scope="module")
 def image() -> Image:
     """The image that `make build PROFILE=throughput` has left. A missing one fails the tests; none is built here."""
-    return next(image for image in images.wanted(settings.load("throughput")) if image.service == "engine")
+    return next(image for image in build.wanted_images(settings.load("throughput")) if image.service == "engine")
 
 
 @pytest.fixture(scope="module")

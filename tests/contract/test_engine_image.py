@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from bundle import ROOT, buildinputs, images, settings
-from bundle.images import LOCK, SOURCE, Image
+from bundle import ROOT
+from bundle.config import settings
+from bundle.images import build, buildinputs
+from bundle.images.build import LOCK, SOURCE, Image
 from support.image import LAYOUT, answer, layers_with
 from support.image import inspected as inspect
 
@@ -18,8 +20,8 @@ LIMIT_BYTES = 2.8e9
 def image() -> Image:
     """The image as `make build` leaves it."""
     chosen = settings.load("cpu")
-    images.ensure(chosen)
-    return next(image for image in images.wanted(chosen) if image.service == "engine")
+    build.ensure(chosen)
+    return next(image for image in build.wanted_images(chosen) if image.service == "engine")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from bundle import ROOT, refused
+from bundle import ROOT
+from bundle.smoke import closedroutes
 from support.gateway import CONFIG, IMAGE, KEY, Door, Reply, Site, docker, operational, parse, request
 from support.project import wait_until
 
@@ -97,7 +98,7 @@ def test_the_image_carries_the_configuration_of_this_tree() -> None:
 
 
 def test_no_route_is_both_listed_and_known_to_be_refused() -> None:
-    assert not set(LISTED) & {*refused.ROUTES, *WRONG_METHODS}
+    assert not set(LISTED) & {*closedroutes.ROUTES, *WRONG_METHODS}
     assert OPEN_TO_ALL in LISTED
 
 
@@ -151,12 +152,12 @@ def refused_everywhere(site: Site, door: Door, routes: Sequence[tuple[str, str]]
 
 
 def test_every_other_route_of_the_engine_is_refused_with_and_without_a_key(site: Site, unlocked: Door, locked: Door) -> None:
-    refused_everywhere(site, locked, [*refused.ROUTES, *WRONG_METHODS], "refused-locked")
-    refused_everywhere(site, unlocked, [*refused.ROUTES, *WRONG_METHODS], "refused-unlocked")
+    refused_everywhere(site, locked, [*closedroutes.ROUTES, *WRONG_METHODS], "refused-locked")
+    refused_everywhere(site, unlocked, [*closedroutes.ROUTES, *WRONG_METHODS], "refused-unlocked")
 
 
 def test_no_spelling_of_a_path_gets_around_the_list(site: Site, unlocked: Door, locked: Door) -> None:
-    tricks = [(method, target) for target in refused.SPELLINGS for method in ("GET", "POST")]
+    tricks = [(method, target) for target in closedroutes.SPELLINGS for method in ("GET", "POST")]
     refused_everywhere(site, locked, tricks, "trick-locked")
     refused_everywhere(site, unlocked, tricks, "trick-unlocked")
 

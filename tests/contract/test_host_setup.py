@@ -13,15 +13,18 @@ from typing import Any
 
 import pytest
 
-from bundle import ROOT, baseimage, settings
+from bundle import ROOT
+from bundle.config import settings
+from bundle.images import baseimage
 from support.project import Project
 
 BASE = baseimage.OWN
 SET_UP = """
 import sys
-from bundle import cli, hostsetup
-from bundle.hostfacts import Host
-sys.exit(cli.run(lambda argv: hostsetup.prepare(argv[0], Host()) or 0))
+from bundle import cli
+from bundle.machine import setup
+from bundle.machine.facts import Host
+sys.exit(cli.run(lambda argv: setup.prepare(argv[0], Host()) or 0))
 """
 
 

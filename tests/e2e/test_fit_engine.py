@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bundle import fit, images, settings
-from bundle.settings import SELFTEST_MODEL, Settings
+from bundle.config import settings
+from bundle.config.settings import SELFTEST_MODEL, Settings
+from bundle.fit import estimation
+from bundle.images import build
 from support.project import wait_until
 
 HARDENED = ("--user", "2000:2000", "--init", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "8g",
@@ -55,12 +57,12 @@ def log_of_a_start(chosen: Settings, container: str) -> str:
                          ids=["the profile", "odd sizes"])
 def test_the_real_engine_holds_exactly_the_tokens_that_fit_says(sets: Sequence[str], container: str, tmp_path: Path) -> None:
     chosen = settings.load("cpu", sets=["IMAGE_TARGET=cpu", "MODEL_DIR=", *sets])
-    images.ensure(chosen)
+    build.ensure(chosen)
     log = log_of_a_start(chosen, container)
     docker("cp", f"{container}:{SELFTEST_MODEL}", str(tmp_path / "model"))
 
-    estimate = fit.of(chosen, tmp_path / "model")
-    by_what = {f"{one.what}, {one.unit}": one for one in fit.compare(estimate, log)}
+    estimate = estimation.estimate_deployment(chosen, tmp_path / "model")
+    by_what = {f"{one.what}, {one.unit}": one for one in estimation.compare(estimate, log)}
 
     assert estimate.starts, estimate.problems
     assert by_what["KV cache, tokens"].estimated == by_what["KV cache, tokens"].measured, log[-4000:]

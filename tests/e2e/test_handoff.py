@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from bundle.daemon import client_environment
+from bundle.machine.daemon import client_environment
 from support.project import Project, wait_until
 
 SELFTEST = "selftest"

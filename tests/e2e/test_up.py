@@ -34,10 +34,9 @@ def test_up_again_changes_nothing(served: Project) -> None:
     assert served.containers() == before
 
 
-def test_smoke_passes_on_what_up_brought_up(served: Project, tmp_path: Path) -> None:
-    smoke = served.script("smoke", "--json", "--junit", str(tmp_path / "smoke.xml"))
+def test_smoke_passes_on_what_up_brought_up(served: Project) -> None:
+    smoke = served.script("smoke", "--json")
     assert smoke.returncode == 0, smoke.stdout + smoke.stderr
-    assert (tmp_path / "smoke.xml").read_text().count("<testcase") >= 15
 
 
 def test_status_shows_each_service_and_what_the_engine_counts(served: Project) -> None:
@@ -129,7 +128,7 @@ def test_the_daemon_away_exits_3(project: Project, tmp_path: Path) -> None:
 
 
 def test_plain_compose_runs_a_handed_over_env_file(project: Project, tmp_path: Path) -> None:
-    from bundle.daemon import client_environment
+    from bundle.machine.daemon import client_environment
     file = tmp_path / "handoff.env"
     check = project.script("check", "--profile", "cpu", "--set", "GATEWAY_PORT=0", "--flatten", str(file))
     assert check.returncode == 0, check.stderr

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from bundle import settings
+from bundle.config import settings
 from support.gateway import docker
 from support.project import wait_until
 

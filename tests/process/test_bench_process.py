@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import requests
 
-from bundle import ROOT, settings
+from bundle import ROOT
+from bundle.base.errors import BundleError, PrerequisiteError
 from bundle.bench import gpusampler, processruntime, runtimes, startphases
 from bundle.bench.processruntime import ProcessEngine, ProcessRuntime
 from bundle.bench.runtimes import StartFailed
-from bundle.errors import BundleError, PrerequisiteError
-from bundle.settings import Settings
+from bundle.config import settings
+from bundle.config.settings import Settings
 
 # `folder` holds <name>.json, what to do; `events` in the order in which it happened; <name>.pids, its processes.
 FAKE_COMMON = """

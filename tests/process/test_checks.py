@@ -7,15 +7,15 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
 import smoke
-from bundle import checks, cli, junit
-from bundle.api import Server, ServerError, first_key
-from bundle.deployment import Container, Deployment
-from bundle.errors import ConfigurationError, NotReadyError, PrerequisiteError
+from bundle import cli
+from bundle.base.errors import ConfigurationError, NotReadyError, PrerequisiteError
+from bundle.service.deployment import Container, Deployment
+from bundle.smoke import expectations
+from bundle.smoke.client import Server, ServerError, first_key
 from fake_openai import FAULTS, FakeOpenAI
 
 KEY = "sk-canary-8d21"
@@ -56,7 +56,7 @@ BREAKS: dict[str, set[str]] = {
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counters of the fake never lag."""
-    monkeypatch.setattr(checks, "LOOK_AGAIN_S", 0.2)
+    monkeypatch.setattr(expectations, "LOOK_AGAIN_S", 0.2)
 
 
 @pytest.fixture
@@ -77,13 +77,13 @@ def key_file(tmp_path: Path) -> Path:
     return file
 
 
-def run(fake: FakeOpenAI, *, ours: bool = False, limit_s: float = 60) -> list[checks.Result]:
+def run(fake: FakeOpenAI, *, ours: bool = False, limit_s: float = 60) -> list[expectations.Result]:
     server = Server(url=fake.url, key=KEY, ours=ours, bind="127.0.0.1")
     server.connect(limit_s=limit_s)
-    return checks.run(server, report=lambda _: None)
+    return expectations.run(server, report=lambda _: None)
 
 
-def states(results: Sequence[checks.Result], state: str) -> set[str]:
+def states(results: Sequence[expectations.Result], state: str) -> set[str]:
     return {result.name for result in results if result.state == state}
 
 
@@ -91,8 +91,8 @@ def states(results: Sequence[checks.Result], state: str) -> set[str]:
 
 def test_a_good_server_passes_every_check(fake: FakeOpenAI) -> None:
     results = run(fake, ours=True)
-    assert {r.name: r.shown for r in results if r.state != "pass"} == {}
-    assert len(results) == len(checks.CHECKS) >= 17
+    assert {r.name: r.outcome for r in results if r.state != "pass"} == {}
+    assert len(results) == len(expectations.EXPECTATIONS) >= 17
     assert all(r.detail and r.about for r in results)
 
 
@@ -105,7 +105,7 @@ def test_a_server_broken_in_one_way_fails_the_check_for_it_and_no_other(fake: Fa
 
 
 def test_every_check_can_fail_and_every_fault_is_tried() -> None:
-    assert set().union(*BREAKS.values()) | {"models"} == {each.name for each in checks.CHECKS}
+    assert set().union(*BREAKS.values()) | {"models"} == {each.name for each in expectations.EXPECTATIONS}
     assert FAULTS.keys() - BREAKS.keys() == {"unhealthy", "no-models", "no-metrics", "prefix-cache-off", "slow", "trickles", "html"}
 
 
@@ -138,7 +138,7 @@ def test_a_port_open_to_the_network_without_a_key_fails(fake: FakeOpenAI) -> Non
     for bind, state in (("127.0.0.1", "pass"), ("0.0.0.0", "fail"), ("192.168.1.5", "fail")):
         server = Server(url=fake.url, ours=True, bind=bind)
         server.connect()
-        (result,) = [r for r in checks.run(server, report=lambda _: None) if r.name == "keys"]
+        (result,) = [r for r in expectations.run(server, report=lambda _: None) if r.name == "keys"]
         assert result.state == state, bind
 
 
@@ -146,8 +146,8 @@ def test_an_answer_of_another_form_is_a_failure_not_a_crash(fake: FakeOpenAI) ->
     server = Server(url=fake.url, key=KEY)
     server.connect()
     fake.faults = {"html"}
-    results = checks.run(server, report=lambda _: None)
-    assert states(results, "fail") == {each.name for each in checks.CHECKS} - {"prefix cache", "metrics", "other routes"}
+    results = expectations.run(server, report=lambda _: None)
+    assert states(results, "fail") == {each.name for each in expectations.EXPECTATIONS} - {"prefix cache", "metrics", "other routes"}
     assert states(results, "pass") == set()
 
 
@@ -157,7 +157,7 @@ def test_a_server_that_stops_answering_cannot_hold_the_run_up(fake: FakeOpenAI) 
         fake.faults = set()
         server.connect(limit_s=2)
         fake.faults = {fault}
-        results = checks.run(server, report=lambda _: None)
+        results = expectations.run(server, report=lambda _: None)
         assert states(results, "pass") <= {"streaming"}  # the fake's streams do not trickle
         assert any("in time" in r.got or "did not end" in r.got for r in results)
         assert "the time limit of the whole run is over" in results[-1].got or results[-1].state == "n/a"
@@ -170,13 +170,13 @@ def test_a_server_that_stops_answering_cannot_hold_the_run_up(fake: FakeOpenAI) 
     ("https://host/v1/", "https://host"), ("localhost:8000", "http://localhost:8000"), ("http://[::1]:1", "http://[::1]:1"),
 ])
 def test_a_url_may_end_in_v1_and_lack_its_scheme(given: str, url: str) -> None:
-    assert Server.at(given).url == url
+    assert Server.at_url(given).url == url
 
 
 @pytest.mark.parametrize("given", ["", "ftp://host", "http://", "http://host:port", "http://host:99999", "http://host:0", "http://host/api/other", "file:///etc/passwd"])
 def test_what_is_no_base_url_is_refused(given: str) -> None:
     with pytest.raises(ConfigurationError, match="--url"):
-        Server.at(given)
+        Server.at_url(given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,22 +201,22 @@ def container(published: tuple[str, int] | None) -> Container:
 
 def test_the_running_deployment_is_found_with_its_port_key_and_certificate(tmp_path: Path, key_file: Path) -> None:
     (tmp_path / "vllm.env").write_text(f"GATEWAY_API_KEYS_FILE={key_file}\nGATEWAY_TLS_CERT_FILE=/etc/tls.pem\n")
-    server = Server.of(Stub(folder_=tmp_path, there={"gateway": container(("0.0.0.0", 4711))}))
+    server = Server.from_deployment(Stub(folder_=tmp_path, there={"gateway": container(("0.0.0.0", 4711))}))
     assert (server.url, server.key, server.ca_file, server.pinned, server.ours, server.bind) == (
         "https://127.0.0.1:4711", KEY, Path("/etc/tls.pem"), True, True, "0.0.0.0")
     (tmp_path / "vllm.env").write_text("GATEWAY_API_KEYS_FILE=\n")
-    server = Server.of(Stub(folder_=tmp_path, there={"gateway": container(("::1", 4711))}))
+    server = Server.from_deployment(Stub(folder_=tmp_path, there={"gateway": container(("::1", 4711))}))
     assert (server.url, server.key, server.ca_file) == ("http://[::1]:4711", "", None)
 
 
 def test_a_deployment_that_is_not_up_says_make_up(tmp_path: Path) -> None:
     with pytest.raises(PrerequisiteError) as not_made:
-        Server.of(Stub(folder_=tmp_path))
+        Server.from_deployment(Stub(folder_=tmp_path))
     (tmp_path / "vllm.env").touch()
     with pytest.raises(NotReadyError) as not_there:
-        Server.of(Stub(folder_=tmp_path))
+        Server.from_deployment(Stub(folder_=tmp_path))
     with pytest.raises(NotReadyError):
-        Server.of(Stub(folder_=tmp_path, there={"gateway": container(None)}))
+        Server.from_deployment(Stub(folder_=tmp_path, there={"gateway": container(None)}))
     assert "make up" in not_made.value.fix
     assert "make up" in not_there.value.fix
 
@@ -237,7 +237,7 @@ def test_the_key_never_shows(fake: FakeOpenAI) -> None:
     server = Server(url=fake.url, key=KEY)
     server.connect()
     fake.faults = {"any-key", "html"}
-    results = checks.run(server, report=lambda _: None)
+    results = expectations.run(server, report=lambda _: None)
     assert KEY not in repr(server) + repr(results)
 
 
@@ -275,7 +275,7 @@ def test_smoke_exits_0_and_shows_a_row_per_check(fake: FakeOpenAI, key_file: Pat
     assert main("--url", fake.url, "--api-key-file", key_file) == 0
     rows = capsys.readouterr().out.splitlines()
     assert next(row for row in rows if " pass " in row).startswith("models")
-    assert sum(" pass " in row for row in rows) == len(checks.CHECKS)
+    assert sum(" pass " in row for row in rows) == len(expectations.EXPECTATIONS)
 
 
 def test_smoke_exits_5_and_says_expected_got_and_hint(fake: FakeOpenAI, key_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,30 +296,6 @@ def test_smoke_as_json_holds_every_check(fake: FakeOpenAI, key_file: Path, capsy
     assert {"name", "about", "state", "seconds", "detail", "expected", "got", "hint"} == set(answer["checks"][0])
 
 
-def test_smoke_writes_junit_that_parses_back(fake: FakeOpenAI, key_file: Path, tmp_path: Path) -> None:
-    fake.faults = {"ignores-stop", "no-metrics"}
-    assert main("--url", fake.url, "--api-key-file", key_file, "--junit", tmp_path / "smoke.xml") == 5
-    suite = ElementTree.parse(tmp_path / "smoke.xml").getroot()
-    cases = {case.get("name"): case for case in suite.findall("testcase")}
-    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == (str(len(checks.CHECKS)), "1", "3")
-    assert len(cases) == len(checks.CHECKS)
-    failure = cases["stop"].find("failure")
-    assert failure is not None
-    assert failure.text is not None
-    assert "expected: the text up to" in failure.text
-    assert cases["metrics"].find("skipped") is not None
-    assert cases["models"].find("failure") is None
-
-
-def test_junit_survives_anything_that_a_model_writes(tmp_path: Path) -> None:
-    noise = "".join(map(chr, range(0x250))) + "\ud800\ufffe]]>&<"
-    made = checks.Result(name="x", about=noise, state="fail", seconds=1, expected=noise, got=noise, hint=noise)
-    junit.write(tmp_path / "noise.xml", "smoke", [made])
-    failure = ElementTree.parse(tmp_path / "noise.xml").getroot().find("testcase/failure")
-    assert failure is not None
-    assert "]]>&<" in str(failure.text)
-
-
 @pytest.mark.parametrize(("arguments", "code", "said"), [
     (["--url", "nonsense://x"], 2, "not the base URL"),
     (["--url", ""], 2, "not the base URL"),
@@ -329,7 +305,6 @@ def test_junit_survives_anything_that_a_model_writes(tmp_path: Path) -> None:
     (["--url", "{url}", "--api-key-file", "{wrong}"], 2, "refuses the key"),
     (["--url", "{url}", "--api-key-file", "/no/such/file"], 2, "No such file"),
     (["--url", "{url}", "--api-key-file", "{key}", "--model", "gpt-9"], 2, "it serves: fake"),
-    (["--url", "{url}", "--api-key-file", "{key}", "--junit", "/no/such/folder/x.xml"], 2, "cannot be written"),
     (["--url", "https://127.0.0.1:1", "--ca-file", "/no/such.pem"], 2, "not a readable PEM"),
     (["--project", "never-made"], 3, "make up"),
 ])
@@ -362,5 +337,5 @@ def test_ctrl_c_exits_130(fake: FakeOpenAI, key_file: Path, monkeypatch: pytest.
     def pressed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checks, "run", pressed)
+    monkeypatch.setattr(expectations, "run", pressed)
     assert main("--url", fake.url, "--api-key-file", key_file) == 130

@@ -16,7 +16,9 @@ from types import ModuleType
 
 import pytest
 
-from bundle import ROOT, devices, fit
+from bundle import ROOT
+from bundle.fit import estimation
+from bundle.machine import devices
 from support.entrypoint import load_entrypoint
 
 ENTRYPOINT = ROOT / "docker" / "engine" / "entrypoint.py"
@@ -579,5 +581,5 @@ def test_auto_without_nvidia_smi_is_refused(pod: Pod) -> None:
 
 
 def test_the_entrypoint_and_fit_measure_with_the_same_margins(entrypoint: ModuleType) -> None:
-    assert (entrypoint.AUTO_MARGIN_BYTES, entrypoint.CONTEXT_BYTES) == (fit.AUTO_MARGIN_BYTES, devices.CONTEXT_BYTES)
-    assert fit.most_that_starts(devices.find("rtx-5090")) == 0.968, "as with the first of the GPUs above"
+    assert (entrypoint.AUTO_MARGIN_BYTES, entrypoint.CONTEXT_BYTES) == (estimation.AUTO_MARGIN_BYTES, devices.CONTEXT_BYTES)
+    assert estimation.most_that_starts(devices.find("rtx-5090")) == 0.968, "as with the first of the GPUs above"

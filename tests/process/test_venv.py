@@ -20,8 +20,9 @@ PYTHON = str(Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.ver
 def make_repo(folder: Path) -> Path:
     """A copy of what venv.py needs, one script, and two locks without packages: a .venv without the index."""
     (folder / "scripts/bundle").mkdir(parents=True)
-    for name in ("__init__", "apt", "errors", "venv"):
-        shutil.copy(ROOT / f"scripts/bundle/{name}.py", folder / "scripts/bundle")
+    for name in ("__init__", "venv", "base/__init__", "base/errors", "machine/__init__", "machine/apt"):
+        (folder / f"scripts/bundle/{name}").parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / f"scripts/bundle/{name}.py", folder / f"scripts/bundle/{name}.py")
     (folder / "scripts/hello.py").write_text(SCRIPT)
     (folder / "requirements.lock").write_text("# nothing\n")
     (folder / "requirements-dev.lock").write_text("# nothing either\n")

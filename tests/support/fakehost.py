@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bundle.hostfacts import Host
+from bundle.machine.facts import Host
 
 SOCKET = "/var/run/docker.sock"
 PLUGINS = ({"Name": "compose", "Version": "2.26.1-4"}, {"Name": "buildx", "Version": "0.13.1"})

@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from bundle.checkpoint import DTYPE_BITS
+from bundle.fit.safetensors import DTYPE_BITS
 
 CONFIGS = Path(__file__).parents[1] / "unit" / "configs"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bundle import ROOT
-from bundle.deployment import Container, Deployment
+from bundle.service.deployment import Container, Deployment
 
 
 @dataclass(frozen=True, kw_only=True)

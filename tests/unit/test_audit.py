@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 import optimizations as script
-from bundle import audit, catalogue, cli, scanner, search, verdicts
-from bundle.errors import CheckFailedError, PrerequisiteError
-from bundle.search import Search
-from bundle.verdicts import Record
+from bundle import cli
+from bundle.base.errors import CheckFailedError, PrerequisiteError
+from bundle.config import catalogue, verdicts
+from bundle.config.verdicts import Record
+from bundle.tuning import audit, scanner, search
+from bundle.tuning.search import Search
 
 KNOWN = catalogue.load("cuda")
 NOBODY = "NOBODY_READS_THIS"

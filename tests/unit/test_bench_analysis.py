@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from bundle.base.errors import ConfigurationError
 from bundle.bench import analysis, statistics
-from bundle.errors import ConfigurationError
 from support import benchruns
 from support.benchruns import CONTROL, FAILED, FASTER, NEUTRAL, SLOWER, WRONG, SyntheticCell
 

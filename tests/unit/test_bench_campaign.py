@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from bundle import settings
+from bundle.base.errors import ConfigurationError
 from bundle.bench import campaign, runner
 from bundle.bench.matrix import Cell, Suite, Workload
 from bundle.bench.runner import Job
-from bundle.errors import ConfigurationError
+from bundle.config import settings
 from support import benchruns
 from support.benchruns import CONTROL, FASTER, NEUTRAL, SLOWER, SyntheticCell
 

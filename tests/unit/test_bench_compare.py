@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from bundle.base.errors import ConfigurationError, SlowerError
 from bundle.bench import analysis, compare
-from bundle.errors import ConfigurationError, SlowerError
 from support import benchruns
 
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bundle import ROOT, catalogue, settings, verdicts
+from bundle import ROOT
+from bundle.base.errors import ConfigurationError
 from bundle.bench import matrix
 from bundle.bench.matrix import Cell, Matrix, Slo, Suite, Workload
-from bundle.errors import ConfigurationError
-from bundle.settings import Settings
+from bundle.config import catalogue, settings, verdicts
+from bundle.config.settings import Settings
 
 SHIPPED = matrix.load()
 NINE = {record.name: record for record in verdicts.load() if record.seed.startswith("ENV ")}

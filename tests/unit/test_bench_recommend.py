@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from bundle import ROOT, profiles, settings
+from bundle import ROOT
+from bundle.base.errors import ConfigurationError
 from bundle.bench import recommend
-from bundle.errors import ConfigurationError
+from bundle.config import profiles, settings
 from support.benchresults import CONTROL, SyntheticResult, build
 
 KV = SyntheticResult(name="kv-fp8", axis="kv cache", sets=("ENGINE_KV_CACHE_DTYPE=fp8",), ratio=1.25)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from bundle import fit
+from bundle.base.errors import ConfigurationError, PrerequisiteError
 from bundle.bench import roofline
-from bundle.devices import GIB
-from bundle.errors import ConfigurationError, PrerequisiteError
+from bundle.fit import estimation
+from bundle.machine.devices import GIB
 from support import benchruns, modelfolder
 
 QWEN3 = modelfolder.published("qwen3-8b")
@@ -162,4 +162,4 @@ def test_a_model_that_fit_does_not_know_is_named_without_the_folder_it_was_read_
 
 def test_the_profile_of_the_synthetic_runs_is_what_fit_counts() -> None:
     cost = work(benchruns.PROFILE)
-    assert fit.gib(cost.weights) == "7.63"
+    assert estimation.gib(cost.weights) == "7.63"

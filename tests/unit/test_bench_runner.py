@@ -8,14 +8,14 @@ from typing import Any, Self
 
 import pytest
 
-from bundle import settings
+from bundle.base.errors import ConfigurationError
 from bundle.bench import gpusampler, runner
 from bundle.bench.agent import AgentError
 from bundle.bench.matrix import Cell, Slo, Suite, Workload
 from bundle.bench.runner import Job
 from bundle.bench.runtimes import StartFailed
-from bundle.errors import ConfigurationError
-from bundle.settings import Settings
+from bundle.config import settings
+from bundle.config.settings import Settings
 
 
 @dataclass(kw_only=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bundle import catalogue
-from bundle.catalogue import Flag
-from bundle.errors import ConfigurationError
+from bundle.base.errors import ConfigurationError
+from bundle.config import catalogue
+from bundle.config.catalogue import Flag
 
 
 @pytest.fixture(scope="module")

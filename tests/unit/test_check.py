@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bundle import ROOT, preview
+from bundle import ROOT
+from bundle.service import preview
 from support import modelfolder
 from support.bad_inputs import BAD
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle import diagnosis
+from bundle.service import enginelog
 
 # env/throughput.env, started by the entrypoint on an H200 with vLLM 0.26.0 and random weights in the shape of Qwen3-8B.
 CUDA = (Path(__file__).parent / "data" / "start-cuda-h200-vllm-0.26.0.log").read_text()
@@ -14,7 +14,7 @@ def phases(log: str) -> list[str]:
     """The phases that a watcher of the growing log sees, in order."""
     lines, seen = log.splitlines(keepends=True), ["starting Python"]
     for end in range(len(lines)):
-        now = diagnosis.phase("".join(lines[:end + 1]))
+        now = enginelog.phase("".join(lines[:end + 1]))
         if now != seen[-1]:
             seen.append(now)
     return seen
@@ -28,18 +28,18 @@ def test_a_real_start_on_a_gpu_passes_through_every_phase_once_and_in_order() ->
 def test_words_about_compiling_in_a_configuration_are_not_the_phase() -> None:
     log = ("(APIServer pid=7) INFO [api_utils.py:273] non-default args: {'model': 'm'}\n"
            "(APIServer pid=7) WARNING [vllm.py:1703] Enforce eager set, disabling torch.compile, CUDAGraphs, and JIT kernel warmup.\n")
-    assert diagnosis.phase(log) == "configuring"
+    assert enginelog.phase(log) == "configuring"
 
 
 def test_the_last_error_is_the_one_that_the_entrypoint_passed_on() -> None:
     log = ("Traceback (most recent call last):\nRuntimeError: Engine core initialization failed. See root cause above.\n"
            "entrypoint: the engine ended unasked with code 1 after 20 s; its last error: ValueError: User-specified max_model_len (9) is too long\n")
-    assert diagnosis.last_error(log) == "ValueError: User-specified max_model_len (9) is too long"
+    assert enginelog.last_error(log) == "ValueError: User-specified max_model_len (9) is too long"
 
 
 def test_an_engine_killed_together_with_its_entrypoint_leaves_its_last_line() -> None:
-    assert diagnosis.last_error("loading\nhalf a line\n\n") == "half a line"
-    assert diagnosis.last_error("") == "it printed nothing"
+    assert enginelog.last_error("loading\nhalf a line\n\n") == "half a line"
+    assert enginelog.last_error("") == "it printed nothing"
 
 
 @pytest.mark.parametrize(("line", "advice"), [
@@ -51,4 +51,4 @@ def test_an_engine_killed_together_with_its_entrypoint_leaves_its_last_line() ->
     ("something new", "make logs"),
 ])
 def test_each_known_cause_has_its_next_step(line: str, advice: str) -> None:
-    assert advice in diagnosis.remedy(line)
+    assert advice in enginelog.remedy(line)

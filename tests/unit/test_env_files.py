@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bundle import ROOT, catalogue, envfile, profiles, settings, verdicts
-from bundle.hostkeys import HOST_KEYS
+from bundle import ROOT
+from bundle.config import catalogue, envfile, profiles, settings, verdicts
+from bundle.config.keys import HOST_KEYS
 
 FILES = [*(f"{name}.env" for name in ("base", *profiles.names())), "site.env.example"]
 PENDING = [record for record in verdicts.load() if record.seed.startswith("ENV ")]

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from bundle import envfile
+from bundle.config import envfile
 from support.entrypoint import load_entrypoint
 from support.env_lines import BAD, GOOD
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from bundle import ROOT, devices, fit, fitchanges, modelshape, overhead, settings
-from bundle.devices import GIB, find
-from bundle.errors import ConfigurationError, PrerequisiteError
-from bundle.fit import Estimate
-from bundle.fitrequest import Request, requested
+from bundle import ROOT
+from bundle.base.errors import ConfigurationError, PrerequisiteError
+from bundle.config import settings
+from bundle.fit import estimation, modelshape, overhead, remedies
+from bundle.fit.estimation import Estimate
+from bundle.fit.request import Request, requested
+from bundle.machine import devices
+from bundle.machine.devices import GIB, find
 from support import modelfolder
 from support.fakehost import FakeHost
 
@@ -33,7 +36,7 @@ CPU = ("IMAGE_TARGET=cpu", "VLLM_CPU_KVCACHE_SPACE=1", "HOST_ENGINE_MEMORY=8g", 
 
 def on(folder: Path, *sets: str, profile: str = "throughput", gpu: str = "rtx-5090") -> Estimate:
     """The estimate with single values over a plain deployment."""
-    return fit.of(settings.load(profile, sets=[*(CPU if profile == "cpu" else CUDA), *sets]), folder, gpu=gpu)
+    return estimation.estimate_deployment(settings.load(profile, sets=[*(CPU if profile == "cpu" else CUDA), *sets]), folder, gpu=gpu)
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -52,9 +55,9 @@ def test_the_seeds_099_is_refused_on_a_5090_with_its_arithmetic_and_auto_starts(
 @pytest.mark.parametrize("gpu", devices.names())
 def test_auto_is_the_most_that_starts_with_the_margin_left(gpu: str) -> None:
     device = find(gpu)
-    share = fit.most_that_starts(device)
-    assert device.free - share * device.total >= fit.AUTO_MARGIN_BYTES
-    assert device.free - (share + 0.001) * device.total < fit.AUTO_MARGIN_BYTES
+    share = estimation.most_that_starts(device)
+    assert device.free - share * device.total >= estimation.AUTO_MARGIN_BYTES
+    assert device.free - (share + 0.001) * device.total < estimation.AUTO_MARGIN_BYTES
 
 
 def test_a_sequence_that_does_not_fit_is_refused_with_what_it_needs(qwen3: Path) -> None:
@@ -112,8 +115,9 @@ def test_what_takes_memory_and_is_not_in_the_sum_is_said(qwen3: Path) -> None:
 def test_the_arithmetic_holds_every_number_of_the_answer(qwen3: Path) -> None:
     found = on(qwen3)
     text = "\n".join(found.arithmetic)
-    for number in (f"{found.kv_bytes_per_token:,} bytes", f"{found.kv_tokens:,}", f"{found.sequences_at_full_length:.2f}", fit.gib(found.kv_bytes),
-                   fit.gib(found.overhead_bytes), "31.36", "30.86", fit.gib(found.weights_bytes)):
+    for number in (f"{found.kv_bytes_per_token:,} bytes", f"{found.kv_tokens:,}", f"{found.sequences_at_full_length:.2f}",
+                   estimation.gib(found.kv_bytes),
+                   estimation.gib(found.overhead_bytes), "31.36", "30.86", estimation.gib(found.weights_bytes)):
         assert number in text
 
 
@@ -130,7 +134,7 @@ def test_the_cpu_engines_cache_is_what_its_variable_says(qwen3: Path) -> None:
 def test_a_model_that_its_container_cannot_hold_is_refused(qwen3: Path) -> None:
     refused = on(qwen3, profile="cpu", gpu="")
     assert "19.26 GiB, more than HOST_ENGINE_MEMORY (8.00 GiB)" in refused.problems[0]
-    assert [change.lines for change in fitchanges.nearest(refused)] == [("HOST_ENGINE_MEMORY=20g",)]
+    assert [change.lines for change in remedies.nearest(refused)] == [("HOST_ENGINE_MEMORY=20g",)]
 
 
 def test_without_a_size_the_cpu_engines_cache_is_not_guessed(qwen3: Path) -> None:
@@ -159,7 +163,7 @@ def test_a_gpu_for_the_cpu_profile_is_an_error(qwen3: Path) -> None:
 def test_the_nearest_changes_are_found(model: str, gpu: str, sets: Sequence[str], lines: list[tuple[str, ...]], tmp_path: Path) -> None:
     refused = on(modelfolder.folder(tmp_path, modelfolder.published(model)), *sets, gpu=gpu)
     assert not refused.starts
-    assert [change.lines for change in fitchanges.nearest(refused)] == lines
+    assert [change.lines for change in remedies.nearest(refused)] == lines
 
 
 @pytest.mark.parametrize("model", ["qwen3-8b", "phi-4", "llama-3.1-8b", "gemma-2-9b", "mixtral-8x7b", "gpt-oss-20b", "qwen3-30b-a3b"])
@@ -170,7 +174,7 @@ def test_every_change_starts_when_its_lines_are_pasted(model: str, gpu: str, set
     folder = modelfolder.folder(tmp_path, modelfolder.published(model))
     before = ("ENGINE_QUANTIZATION=", *sets)
     refused = on(folder, *before, gpu=gpu)
-    for change in [] if refused.starts else fitchanges.nearest(refused):
+    for change in [] if refused.starts else remedies.nearest(refused):
         pasted = on(folder, *before, *change.lines, gpu=gpu)
         assert pasted.starts, (change.lines, pasted.problems)
         assert pasted.kv_tokens == change.estimate.kv_tokens
@@ -180,7 +184,7 @@ def test_where_no_single_change_does_the_fewest_together_are_given(tmp_path: Pat
     folder = modelfolder.folder(tmp_path, modelfolder.published("qwen3-8b"))
     refused = on(folder, "ENGINE_QUANTIZATION=", "ENGINE_GPU_MEMORY_UTILIZATION=0.99", "ENGINE_MAX_MODEL_LEN=131072",
                  "VLLM_ALLOW_LONG_MAX_MODEL_LEN=1")
-    [change] = fitchanges.nearest(refused)
+    [change] = remedies.nearest(refused)
     assert change.lines == ("ENGINE_GPU_MEMORY_UTILIZATION=0.96", "ENGINE_KV_CACHE_DTYPE=fp8")
 
 
@@ -189,8 +193,8 @@ def test_where_no_single_change_does_the_fewest_together_are_given(tmp_path: Pat
 def test_the_overhead_of_a_public_start_is_met_and_with_it_its_kv_cache(tmp_path: Path) -> None:
     """vLLM 0.31.0, Llama-3.1-8B-Instruct on an A100 80 GB with all defaults: its log is in LOG below."""
     llama = modelshape.read(modelfolder.folder(tmp_path, modelfolder.published("llama-3.1-8b")))
-    found = fit.estimate(llama, Request(target="cuda"), find("a100-80gb"))
-    errors = {f"{one.what}, {one.unit}": one.error_percent for one in fit.compare(found, LOG)}
+    found = estimation.estimate(llama, Request(target="cuda"), find("a100-80gb"))
+    errors = {f"{one.what}, {one.unit}": one.error_percent for one in estimation.compare(found, LOG)}
     assert found.starts
     assert abs(errors["KV cache, tokens"]) < 0.5
     assert abs(errors["weights, GiB"]) < 0.5
@@ -203,8 +207,8 @@ def test_a_start_that_the_estimate_was_not_fitted_to_is_met_within_five_percent(
     request = Request(target="cuda", quantization="fp8_per_tensor", max_model_len=16_384, max_num_seqs=256, max_num_batched_tokens=8192,
                       utilization=0.20862)
     log = (Path(__file__).parent / "data" / "start-cuda-h200-vllm-0.26.0.log").read_text(encoding="utf-8")
-    found = fit.estimate(modelshape.read(qwen3), request, h200)
-    errors = {f"{one.what}, {one.unit}": one.error_percent for one in fit.compare(found, log)}
+    found = estimation.estimate(modelshape.read(qwen3), request, h200)
+    errors = {f"{one.what}, {one.unit}": one.error_percent for one in estimation.compare(found, log)}
     assert found.starts
     assert sorted(errors) == ["KV cache, GiB", "KV cache, tokens", "at full length, sequences", "weights, GiB"]
     assert -5 < errors["KV cache, tokens"] < 0, "too little is the safe side"
@@ -231,7 +235,7 @@ def test_larger_steps_leave_less_for_the_cache_and_eager_more(qwen3: Path) -> No
 
 def test_a_measured_overhead_replaces_the_estimate(qwen3: Path) -> None:
     chosen = settings.load("throughput")
-    assert fit.of(chosen, qwen3, gpu="rtx-5090", measured_overhead=GIB).overhead == {"measured": GIB}
+    assert estimation.estimate_deployment(chosen, qwen3, gpu="rtx-5090", measured_overhead=GIB).overhead == {"measured": GIB}
 
 
 def test_seqs_and_steps_that_are_not_set_are_the_gpus_own_defaults() -> None:
@@ -255,18 +259,18 @@ Maximum concurrency for 131,072 tokens per request: 3.51x
 
 def test_every_line_of_the_log_is_compared_with_its_error(qwen3: Path) -> None:
     found = replace(on(qwen3), kv_tokens=230_248, weights_gpu_bytes=30 * GIB, kv_bytes=round(56.21 * GIB), sequences_at_full_length=3.51)
-    assert [(one.what, one.unit, one.measured, round(one.error_percent, 1)) for one in fit.compare(found, LOG)] == [
+    assert [(one.what, one.unit, one.measured, round(one.error_percent, 1)) for one in estimation.compare(found, LOG)] == [
         ("weights", "GiB", 15.0, 100.0), ("KV cache", "GiB", 56.21, 0.0), ("KV cache", "tokens", 460_496, -50.0),
         ("at full length", "sequences", 3.51, 0.0)]
 
 
 def test_of_several_starts_in_a_log_the_last_counts(qwen3: Path) -> None:
     again = LOG.replace("460,496", "1,000")
-    assert [one.measured for one in fit.compare(on(qwen3), LOG + again) if one.unit == "tokens"] == [1000]
+    assert [one.measured for one in estimation.compare(on(qwen3), LOG + again) if one.unit == "tokens"] == [1000]
 
 
 def test_a_log_without_these_lines_compares_nothing(qwen3: Path) -> None:
-    assert fit.compare(on(qwen3), "INFO: Application startup complete.") == ()
+    assert estimation.compare(on(qwen3), "INFO: Application startup complete.") == ()
 
 
 # The GPU

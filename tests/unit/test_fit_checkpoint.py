@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from bundle import fit, modelshape, schemes
-from bundle.devices import find
-from bundle.errors import ConfigurationError, PrerequisiteError
-from bundle.families import Weight
-from bundle.fitrequest import Request
+from bundle.base.errors import ConfigurationError, PrerequisiteError
+from bundle.fit import estimation, modelshape
+from bundle.fit import quantization as schemes
+from bundle.fit.architectures import Weight
+from bundle.fit.request import Request
+from bundle.machine.devices import find
 from support import modelfolder
 from support.modelfolder import Tensors
 
@@ -44,7 +45,7 @@ def decoder(*, packed: Any = None, **more: tuple[str, tuple[int, ...]]) -> Tenso
 
 
 def weights_bytes(folder: Path, **request: Any) -> int:
-    return fit.estimate(modelshape.read(folder), Request(target="cuda", **request), find("rtx-5090")).weights_bytes
+    return estimation.estimate(modelshape.read(folder), Request(target="cuda", **request), find("rtx-5090")).weights_bytes
 
 
 def test_headers_and_config_agree_on_parameters_and_bytes(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from bundle import fit, modelshape
-from bundle.devices import GIB, Device, find
-from bundle.errors import ConfigurationError
-from bundle.fitrequest import Request
-from bundle.kvcache import Cache, cell_bytes
-from bundle.modelshape import Attention, Model
+from bundle.base.errors import ConfigurationError
+from bundle.fit import estimation, modelshape
+from bundle.fit.kvcache import Cache, cell_bytes
+from bundle.fit.modelshape import Attention, Model
+from bundle.fit.request import Request
+from bundle.machine.devices import GIB, Device, find
 from support import modelfolder
 
 
@@ -56,12 +56,12 @@ def test_the_table_of_an_8b_model_on_a_5090_comes_out(total_gib: float, share: f
     device = Device(name="5090", total=round(total_gib * GIB), free=round(total_gib * GIB), capability=(12, 0), source="")
     for expected, (quantization, kv) in zip(tokens, [("", "auto"), ("", "fp8"), ("fp8_per_tensor", "auto"), ("fp8_per_tensor", "fp8")], strict=True):
         request = Request(target="cuda", quantization=quantization, kv_dtype=kv, utilization=share, max_model_len=16_384, overhead=round(1.5 * GIB))
-        assert fit.estimate(qwen3, request, device).kv_tokens == expected
+        assert estimation.estimate(qwen3, request, device).kv_tokens == expected
 
 
 def test_bytes_of_a_token_of_qwen3_8b_are_the_published_144_kib(qwen3: Model) -> None:
     def bytes_per_token(dtype: str) -> int:
-        return fit.estimate(qwen3, Request(target="cuda", kv_dtype=dtype), find("rtx-5090")).kv_bytes_per_token
+        return estimation.estimate(qwen3, Request(target="cuda", kv_dtype=dtype), find("rtx-5090")).kv_bytes_per_token
 
     assert (bytes_per_token("auto"), bytes_per_token("fp8")) == (147_456, 73_728)
 
@@ -95,20 +95,20 @@ def test_the_longest_sequence_fits_and_one_token_more_does_not(limit: int) -> No
 
 def test_a_window_makes_a_long_sequence_cheaper_than_the_same_layers_without(tmp_path: Path) -> None:
     gemma = modelshape.read(modelfolder.folder(tmp_path, modelfolder.published("gemma-3-4b")))
-    with_windows, without = (fit.estimate(gemma, Request(target="cuda", hybrid_cache=hybrid), find("rtx-5090")) for hybrid in (True, False))
+    with_windows, without = (estimation.estimate(gemma, Request(target="cuda", hybrid_cache=hybrid), find("rtx-5090")) for hybrid in (True, False))
     assert with_windows.kv_bytes_per_token == without.kv_bytes_per_token == 34 * 4 * 2 * 256 * 2
     assert with_windows.kv_tokens > 3 * without.kv_tokens
 
 
 def test_what_is_in_flight_is_held_beside_a_window_and_twice_with_async_scheduling(tmp_path: Path) -> None:
     gemma = modelshape.read(modelfolder.folder(tmp_path, modelfolder.published("gemma-3-4b")))
-    once, twice = (fit.estimate(gemma, Request(target="cuda", max_num_batched_tokens=8192, async_scheduling=on), find("rtx-5090"))
+    once, twice = (estimation.estimate(gemma, Request(target="cuda", max_num_batched_tokens=8192, async_scheduling=on), find("rtx-5090"))
                    for on in (False, True))
     groups, layers, layer_bytes = 6, 5, 4 * 2 * 256 * 2  # 29 layers with a window in groups of at most 5
     assert twice.sequence_bytes - once.sequence_bytes == groups * (8192 // 16) * layers * 16 * layer_bytes
 
 
 def test_kv_heads_are_split_over_gpus_and_repeated_where_there_are_too_few(qwen3: Model) -> None:
-    sizes = [fit.estimate(qwen3, Request(target="cuda", tensor_parallel=gpus), find("rtx-5090")).kv_bytes_per_token for gpus in (1, 2, 8, 16)]
+    sizes = [estimation.estimate(qwen3, Request(target="cuda", tensor_parallel=gpus), find("rtx-5090")).kv_bytes_per_token for gpus in (1, 2, 8, 16)]
     assert sizes == [147_456, 73_728, 18_432, 18_432]
-    assert not fit.estimate(qwen3, Request(target="cuda", tensor_parallel=3), find("rtx-5090")).starts
+    assert not estimation.estimate(qwen3, Request(target="cuda", tensor_parallel=3), find("rtx-5090")).starts

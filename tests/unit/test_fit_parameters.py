@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bundle import modelshape
-from bundle.errors import PrerequisiteError
+from bundle.base.errors import PrerequisiteError
+from bundle.fit import modelshape
 from support import modelfolder
 
 # The safetensors total that the hub shows beside each model, which is https://huggingface.co/api/models/<name>, "safetensors.total". The name is

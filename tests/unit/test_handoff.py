@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from bundle import ROOT, fitcheck, handoff, imageset, receive, settings
-from bundle.errors import CheckFailedError, ConfigurationError, PrerequisiteError
-from bundle.imageset import Shipped
-from bundle.settings import Settings
+from bundle import ROOT
+from bundle.base.errors import CheckFailedError, ConfigurationError, PrerequisiteError
+from bundle.config import settings
+from bundle.config.settings import Settings
+from bundle.fit import assessment
+from bundle.handoff import imageset, pack, unpack
+from bundle.handoff.imageset import Shipped
 
 SECRET = "sk-never-to-be-seen-4711"
 
@@ -33,7 +36,7 @@ def no_docker(monkeypatch: pytest.MonkeyPatch) -> None:
     def of(_: Settings, *, saved: bool) -> tuple[Shipped, ...]:
         return shipped("gateway", saved=saved), shipped("engine", saved=saved, digests=("r.example/e@sha256:1",))
 
-    monkeypatch.setattr(imageset, "of", of)
+    monkeypatch.setattr(imageset, "shipped_images", of)
     monkeypatch.setattr(imageset, "save", save)
 
 
@@ -41,9 +44,9 @@ def load(*sets: str) -> Settings:
     return settings.load("cpu", [], sets, environ={})
 
 
-def write(out: Path, *sets: str, with_images: bool = False) -> handoff.Handoff:
+def write(out: Path, *sets: str, with_images: bool = False) -> pack.Handoff:
     chosen = load(*sets)
-    return handoff.write(chosen, fitcheck.look(chosen), out, with_images=with_images)
+    return pack.write(chosen, assessment.assess(chosen), out, with_images=with_images)
 
 
 @pytest.fixture
@@ -53,18 +56,18 @@ def folder(no_docker: None, tmp_path: Path) -> Path:
 
 
 def test_a_folder_holds_all_that_runs_it_and_its_checksums_hold(folder: Path) -> None:
-    names = {name for name, _ in handoff.files(folder)}
+    names = {name for name, _ in pack.files(folder)}
     assert names == {"HANDOFF.md", "SHA256SUMS", "check.json", "check.txt", "compose.yaml", "docker/engine/accelerator.yaml",
                      "docker/engine/no-model/README", "fit.json", "handoff.env", "images.json"}
     done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": OK") == len(names) - 1
-    assert receive.verify(folder) == len(names) - 1
+    assert unpack.verify(folder) == len(names) - 1
     assert [path.name for path in folder.parent.iterdir()] == ["h"]
 
 
 def test_the_env_file_is_the_same_deployment_with_the_origin_above_each_value(folder: Path) -> None:
-    sent, received = load(), receive.deployment(folder, [])
+    sent, received = load(), unpack.deployment(folder, [])
     assert received.argv == sent.argv
     assert received.environment == sent.environment
     assert received.value("HOST_ENV_FILE") == "handoff.env"
@@ -84,7 +87,7 @@ def test_key_and_certificate_files_are_named_and_their_content_is_nowhere(no_doc
         assert name in (tmp_path / "h" / "handoff.env").read_text().splitlines()
         assert f"- `{name}`" in guide
         assert sum(name in need for need in written.provide) == 1
-    assert not [name for name, path in handoff.files(tmp_path / "h") if SECRET in path.read_text()]
+    assert not [name for name, path in pack.files(tmp_path / "h") if SECRET in path.read_text()]
 
 
 def test_a_secret_in_an_option_is_refused_before_anything_is_written(no_docker: None, tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_a_secret_in_an_option_is_refused_before_anything_is_written(no_docker: 
 
 def test_paths_that_only_a_build_here_needs_stay_here(no_docker: None, tmp_path: Path) -> None:
     write(tmp_path / "h", "WHEELHOUSE=/home/me/wheels", "BUILD_CA_BUNDLE=/home/me/ca.pem", "BASE_IMAGE=mine:1")
-    assert not [name for name, path in handoff.files(tmp_path / "h") if "/home/me" in path.read_text() or "mine:1" in path.read_text()]
+    assert not [name for name, path in pack.files(tmp_path / "h") if "/home/me" in path.read_text() or "mine:1" in path.read_text()]
 
 
 def test_compose_builds_nothing_and_pulls_only_what_a_registry_has(folder: Path) -> None:
@@ -124,14 +127,14 @@ def test_json_images_have_name_id_and_digest(folder: Path) -> None:
 def test_an_archive_unpacks_to_the_same_files(no_docker: None, tmp_path: Path) -> None:
     written = write(tmp_path / "h.tar.gz", with_images=True)
     assert [path.name for path in tmp_path.iterdir()] == ["h.tar.gz"]
-    assert receive.opened(tmp_path / "h.tar.gz", None) == (tmp_path / "h", len(written.files) - 1)
+    assert unpack.opened(tmp_path / "h.tar.gz", None) == (tmp_path / "h", len(written.files) - 1)
     unpacked = tmp_path / "h"
-    assert tuple(name for name, _ in handoff.files(unpacked)) == written.files
+    assert tuple(name for name, _ in pack.files(unpacked)) == written.files
     assert {"images/engine.tar", "images/gateway.tar"} < set(written.files)
     assert "docker load --input images/engine.tar" in (unpacked / "HANDOFF.md").read_text()
     with tarfile.open(tmp_path / "h.tar.gz") as tar:
         assert {(member.uid, member.uname) for member in tar} == {(0, "")}
-    assert receive.opened(tmp_path / "h.tar.gz", tmp_path / "elsewhere")[0] == tmp_path / "elsewhere"
+    assert unpack.opened(tmp_path / "h.tar.gz", tmp_path / "elsewhere")[0] == tmp_path / "elsewhere"
 
 
 @pytest.mark.parametrize("name", ["h", "h.tar.gz"])
@@ -161,7 +164,7 @@ def test_a_save_that_fails_leaves_nothing(no_docker: None, tmp_path: Path, monke
 
 def test_too_little_disk_is_said_before_anything_is_saved(no_docker: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     huge = Shipped(service="engine", name="e:1", id="sha256:e", digests=(), content="", bytes=10**18, archive="images/engine.tar")
-    monkeypatch.setattr(imageset, "of", lambda _, *, saved: (huge,))
+    monkeypatch.setattr(imageset, "shipped_images", lambda _, *, saved: (huge,))
     with pytest.raises(PrerequisiteError, match="needed with images") as refused:
         write(tmp_path / "h.tar.gz", with_images=True)
     assert "2000000000.0 needed" in refused.value.message
@@ -221,7 +224,7 @@ def lose_the_sums(folder: Path) -> str:
 def test_a_damaged_folder_is_refused_and_the_file_is_named(folder: Path, damage: Callable[[Path], str]) -> None:
     found = damage(folder)
     with pytest.raises(CheckFailedError) as refused:
-        receive.verify(folder)
+        unpack.verify(folder)
     assert refused.value.exit_code == 5
     assert found in refused.value.message
 
@@ -229,7 +232,7 @@ def test_a_damaged_folder_is_refused_and_the_file_is_named(folder: Path, damage:
 def test_all_damage_is_named_at_once(folder: Path) -> None:
     found = [tamper(folder), lose(folder), add(folder)]
     with pytest.raises(CheckFailedError) as refused:
-        receive.verify(folder)
+        unpack.verify(folder)
     assert all(one in refused.value.message for one in found)
 
 
@@ -258,7 +261,7 @@ def test_an_unsafe_archive_is_refused_and_nothing_of_it_stays(tmp_path: Path, me
         for one in members:
             tar.addfile(one, io.BytesIO())
     with pytest.raises(CheckFailedError) as refused:
-        receive.opened(archive, None)
+        unpack.opened(archive, None)
     assert found in refused.value.message
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["bad.tar.gz"]
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
@@ -272,7 +275,7 @@ def test_a_cut_or_foreign_archive_is_refused(no_docker: None, tmp_path: Path, cu
     (tmp_path / "text.tar.gz").write_bytes(b"no archive at all\n" * 9)
     for name in ("cut.tar.gz", "text.tar.gz"):
         with pytest.raises(CheckFailedError, match=r"no whole \.tar\.gz archive"):
-            receive.opened(tmp_path / name, None)
+            unpack.opened(tmp_path / name, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.tar.gz", "h.tar.gz", "text.tar.gz"]
 
 
@@ -282,7 +285,7 @@ def test_an_archive_whose_files_have_changed_is_refused_and_nothing_of_it_stays(
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, "h")
     with pytest.raises(CheckFailedError, match=r"changed\.tar\.gz is not what was handed over"):
-        receive.opened(archive, None)
+        unpack.opened(archive, None)
     assert sorted(path.name for path in folder.parent.iterdir()) == ["changed.tar.gz", "h"]
 
 
@@ -291,14 +294,14 @@ def test_an_archive_is_not_unpacked_over_anything(no_docker: None, tmp_path: Pat
     (tmp_path / "h").mkdir()
     for source, into in (("h.tar.gz", None), ("h", tmp_path / "x"), ("none", None), ("h.tar.gz", tmp_path / "a" / "b")):
         with pytest.raises(ConfigurationError):
-            receive.opened(tmp_path / source, into)
+            unpack.opened(tmp_path / source, into)
     assert list((tmp_path / "h").iterdir()) == []
 
 
 def test_what_is_different_on_the_receiving_host_is_laid_over_and_checked(folder: Path) -> None:
-    assert receive.deployment(folder, ["GATEWAY_PORT=9000", "HOST_PROJECT=other"]).gateway_port == 9000
+    assert unpack.deployment(folder, ["GATEWAY_PORT=9000", "HOST_PROJECT=other"]).gateway_port == 9000
     with pytest.raises(ConfigurationError, match="GATEWAY_PORT"):
-        receive.deployment(folder, ["GATEWAY_PORT=http"])
+        unpack.deployment(folder, ["GATEWAY_PORT=http"])
 
 
 @pytest.mark.parametrize("images", [
@@ -307,7 +310,7 @@ def test_what_is_different_on_the_receiving_host_is_laid_over_and_checked(folder
 def test_a_foreign_images_list_is_refused(folder: Path, images: str) -> None:
     (folder / "images.json").write_text(images)
     with pytest.raises(CheckFailedError, match=r"images\.json"):
-        receive.bundled_images(folder, load())
+        unpack.bundled_images(folder, load())
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from bundle import ports, settings
-from bundle.checklist import Check
-from bundle.host import Needs, examine
+from bundle.config import settings
+from bundle.doctor.check import Check
+from bundle.doctor.host import Needs, examine
+from bundle.machine import ports
 from support.fakehost import INFO, PLUGINS, FakeHost
 
 NEEDS = Needs(target="cpu", image="engine:1", project="mine", port=0, memory=8 * 2**30)
@@ -542,24 +543,25 @@ def test_a_certificate_file_must_hold_a_certificate_and_its_own_open_key(fake: F
 
 
 def test_a_deployments_needs_are_read_from_its_settings() -> None:
-    needs = Needs.of(settings.load("cpu", sets=["GATEWAY_PORT=8123", "HOST_ENGINE_MEMORY=6g", "MODEL_DIR=/models/x", "HOST_PROJECT=mine",
+    needs = Needs.from_settings(settings.load("cpu", sets=["GATEWAY_PORT=8123", "HOST_ENGINE_MEMORY=6g", "MODEL_DIR=/models/x", "HOST_PROJECT=mine",
                                                 "GATEWAY_API_KEYS_FILE=/etc/keys", "ENGINE_LOAD_FORMAT=dummy"], environ={}))
     assert (needs.target, needs.port, needs.memory, needs.project) == ("cpu", 8123, 6 * 2**30, "mine")
     assert (needs.model_dir, needs.api_keys, needs.weights, needs.tokenizer) == (Path("/models/x"), Path("/etc/keys"), False, True)
 
 
 def test_values_that_are_wrong_do_not_stop_the_other_checks() -> None:
-    needs = Needs.of(settings.load("cpu", sets=["GATEWAY_PORT=http", "HOST_ENGINE_MEMORY=much", "GATEWAY_BIND=here", "IMAGE_TARGET=tpu"], environ={}))
+    sets = ["GATEWAY_PORT=http", "HOST_ENGINE_MEMORY=much", "GATEWAY_BIND=here", "IMAGE_TARGET=tpu"]
+    needs = Needs.from_settings(settings.load("cpu", sets=sets, environ={}))
     assert (needs.port, needs.memory, needs.bind, needs.target) == (0, 0, "127.0.0.1", "cpu")
 
 
 def test_a_model_in_a_folder_of_models_is_the_one_that_is_looked_at() -> None:
-    needs = Needs.of(settings.load("cpu", sets=["MODEL_DIR=/models", "ENGINE_MODEL=/model/qwen/8b"], environ={}))
+    needs = Needs.from_settings(settings.load("cpu", sets=["MODEL_DIR=/models", "ENGINE_MODEL=/model/qwen/8b"], environ={}))
     assert needs.model_dir == Path("/models/qwen/8b")
 
 
 def test_the_engines_own_default_share_of_gpu_memory_counts_where_none_is_set() -> None:
-    assert Needs.of(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_GPU_MEMORY_UTILIZATION="], environ={})).gpu_share == 0.92
-    assert Needs.of(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_GPU_MEMORY_UTILIZATION=0.5"], environ={})).gpu_share == 0.5
-    assert Needs.of(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_GPU_MEMORY_UTILIZATION=auto"], environ={})).gpu_share is None
-    assert Needs.of(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_KV_CACHE_MEMORY_BYTES=4G"], environ={})).gpu_share == 0
+    assert Needs.from_settings(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_GPU_MEMORY_UTILIZATION="], environ={})).gpu_share == 0.92
+    assert Needs.from_settings(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_GPU_MEMORY_UTILIZATION=0.5"], environ={})).gpu_share == 0.5
+    assert Needs.from_settings(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_GPU_MEMORY_UTILIZATION=auto"], environ={})).gpu_share is None
+    assert Needs.from_settings(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_KV_CACHE_MEMORY_BYTES=4G"], environ={})).gpu_share == 0

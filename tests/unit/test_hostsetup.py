@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bundle.errors import PrerequisiteError
-from bundle.hostsetup import prepare
+from bundle.base.errors import PrerequisiteError
+from bundle.machine.setup import prepare
 from support.fakehost import INFO, PLUGINS, FakeHost
 
 DEBIAN_12 = 'ID=debian\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\n'

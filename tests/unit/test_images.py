@@ -9,11 +9,14 @@ from types import SimpleNamespace
 import certifi
 import pytest
 
-from bundle import ROOT, baseimage, buildinputs, daemon, images, settings
-from bundle.buildprogress import Progress
-from bundle.errors import ConfigurationError, PrerequisiteError
-from bundle.images import Image
-from bundle.settings import Settings
+from bundle import ROOT
+from bundle.base.errors import ConfigurationError, PrerequisiteError
+from bundle.config import settings
+from bundle.config.settings import Settings
+from bundle.images import baseimage, build, buildinputs
+from bundle.images.build import Image
+from bundle.images.progress import Progress
+from bundle.machine import daemon
 
 GOOD = Path(certifi.where()).read_text()
 ONE = GOOD[GOOD.index("-----BEGIN"):GOOD.index("-----END") + len("-----END CERTIFICATE-----")] + "\n"
@@ -246,7 +249,7 @@ def test_the_base_is_made_from_the_mirror_in_use_and_without_manuals(tmp_path: P
 
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/sbin/{name}")
-    monkeypatch.setattr("bundle.shell.run", run)
+    monkeypatch.setattr("bundle.base.shell.run", run)
     baseimage._make(True, root, "none can be pulled")
     assert ran[0][-3] == "bookworm"
     assert ran[0][-1] == "http://mirror.example/debian"
@@ -282,12 +285,12 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     (tmp_path / ".dockerignore").write_text("*\n!docker/engine/Dockerfile\n!docker/engine/*.lock\n!docker/engine/proofs\n**/__pycache__\n")
-    monkeypatch.setattr(images, "ROOT", tmp_path)
+    monkeypatch.setattr(build, "ROOT", tmp_path)
     return tmp_path
 
 
 def sources(*sets: str) -> dict[str, str]:
-    return {image.service: image.source for image in images.wanted(cpu(*sets))}
+    return {image.service: image.source for image in build.wanted_images(cpu(*sets))}
 
 
 @pytest.mark.parametrize(("change", "stale"), [
@@ -310,17 +313,17 @@ def test_a_renamed_file_and_another_base_make_stale_too(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(("labels", "why"), [
-    (None, "not there"), ({}, ""), ({images.SOURCE: "old"}, "its sources have changed"), ({images.SOURCE: ""}, "its sources have changed"),
+    (None, "not there"), ({}, ""), ({build.SOURCE: "old"}, "its sources have changed"), ({build.SOURCE: ""}, "its sources have changed"),
 ])
 def test_a_foreign_image_is_left_alone_and_an_old_one_is_not(tree: Path, monkeypatch: pytest.MonkeyPatch,
                                                              labels: dict[str, str] | None, why: str) -> None:
     found = [] if labels is None else [SimpleNamespace(labels=labels)]
     monkeypatch.setattr(daemon, "client", lambda: SimpleNamespace(images=SimpleNamespace(list=lambda name: found)))
-    assert images.wanted(cpu())[1].why_build() == why
+    assert build.wanted_images(cpu())[1].why_build() == why
 
 
 def test_a_current_image_is_not_built(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = images.wanted(cpu())
+    wanted = build.wanted_images(cpu())
     labelled = [SimpleNamespace(labels={"io.vllm-bundle.source": wanted[1].source})]
     monkeypatch.setattr(daemon, "client", lambda: SimpleNamespace(images=SimpleNamespace(list=lambda name: labelled)))
     assert wanted[1].why_build() == ""
@@ -338,7 +341,7 @@ def test_everything_that_the_dockerfile_copies_is_in_its_context_and_in_the_hash
 
 
 def _engines(target: str) -> list[Image]:
-    return [image for image in images.wanted(cpu(f"IMAGE_TARGET={target}")) if image.service == "engine"]
+    return [image for image in build.wanted_images(cpu(f"IMAGE_TARGET={target}")) if image.service == "engine"]
 
 
 # --- what is shown
@@ -392,7 +395,7 @@ def test_a_long_step_is_shown_in_one_line() -> None:
     ("g++: internal error", "the lines above say why"),
 ])
 def test_a_failed_build_says_what_to_do(line: str, fix: str) -> None:
-    assert fix in images.remedy(["#17 0.1 before", f"#17 1.2 {line}", "ERROR: failed to solve: exit code: 2"])
+    assert fix in build.remedy(["#17 0.1 before", f"#17 1.2 {line}", "ERROR: failed to solve: exit code: 2"])
 
 
 def test_no_lock_records_an_address() -> None:

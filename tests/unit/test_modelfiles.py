@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bundle.modelfiles import faults, summary
+from bundle.models.folder import faults, summary
 
 UID = 2000
 

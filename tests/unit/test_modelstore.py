@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from bundle import envfile, hub, modelstore, parallel
-from bundle.errors import BundleError, CheckFailedError, ConfigurationError, PrerequisiteError
-from bundle.hub import File, Repository
-from bundle.modelchoice import wanted
+from bundle.base import parallel
+from bundle.base.errors import BundleError, CheckFailedError, ConfigurationError, PrerequisiteError
+from bundle.config import envfile
+from bundle.models import hub, store
+from bundle.models.hub import File, Repository
+from bundle.models.selection import wanted_files
 from fake_hub import model
 
 SMALL = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -43,7 +45,7 @@ def listing(*paths: str, size: int = 10) -> Repository:
 
 @pytest.mark.parametrize("paths", REPOSITORIES.values(), ids=REPOSITORIES.keys())
 def test_only_what_vllm_reads_is_taken(paths: tuple[str, ...]) -> None:
-    taken = {file.path for file in wanted(listing(*(path.removeprefix("-") for path in paths)))}
+    taken = {file.path for file in wanted_files(listing(*(path.removeprefix("-") for path in paths)))}
     assert taken == {path for path in paths if not path.startswith("-")}
 
 
@@ -55,25 +57,25 @@ def test_only_what_vllm_reads_is_taken(paths: tuple[str, ...]) -> None:
 ])
 def test_a_repository_that_vllm_cannot_load_is_refused_with_what_to_look_for(paths: tuple[str, ...], said: str) -> None:
     with pytest.raises(PrerequisiteError, match=said) as refused:
-        wanted(listing(*paths))
+        wanted_files(listing(*paths))
     assert "safetensors" in refused.value.fix
 
 
 def test_a_refused_repository_names_the_formats_that_it_holds() -> None:
     with pytest.raises(PrerequisiteError) as refused:
-        wanted(listing("config.json", "a.gguf", "b.gguf", "c.onnx"))
+        wanted_files(listing("config.json", "a.gguf", "b.gguf", "c.onnx"))
     assert "it holds .gguf, .onnx" in refused.value.fix
 
 
 def test_a_file_that_comes_through_xet_only_is_refused_with_the_command_that_fetches_it() -> None:
     with pytest.raises(PrerequisiteError, match=r"config.json has 50\.0 GB") as refused:
-        wanted(listing("config.json", "model.safetensors", size=50 * 10**9 + 1))
+        wanted_files(listing("config.json", "model.safetensors", size=50 * 10**9 + 1))
     assert "hf download acme/tiny" in refused.value.fix
 
 
 def test_small_files_come_first() -> None:
     files = (File(path="model.safetensors", size=9, checksum="sha256:0"), File(path="config.json", size=2, checksum="git:0"))
-    assert [file.path for file in wanted(Repository(name="a/b", commit="0", files=files))] == ["config.json", "model.safetensors"]
+    assert [file.path for file in wanted_files(Repository(name="a/b", commit="0", files=files))] == ["config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["../../etc", "acme/../x", "/etc", "a/b/c", "", "acme/", "/b", "acme/.hidden", "-x/y", "acme/ti ny",
@@ -126,13 +128,13 @@ def stored(directory: Path, files: dict[str, bytes]) -> Path:
         (directory / name).write_bytes(content)
     kept = [name for name in files if name.endswith((".json", ".safetensors"))]
     listed = [{"path": name, "size": len(files[name]), "checksum": f"sha256:{hashlib.sha256(files[name]).hexdigest()}"} for name in kept]
-    (directory / modelstore.RECORD).write_text(json.dumps({"name": "acme/tiny", "commit": "0" * 40, "files": listed}))
+    (directory / store.RECORD).write_text(json.dumps({"name": "acme/tiny", "commit": "0" * 40, "files": listed}))
     directory.chmod(0o755)
     return directory
 
 
 def test_a_complete_directory_verifies_by_its_record(tmp_path: Path) -> None:
-    found = modelstore.verify(stored(tmp_path / "store/acme/tiny", model()))
+    found = store.verify(stored(tmp_path / "store/acme/tiny", model()))
     assert (found.name, found.commit, found.verified, found.fetched_bytes) == ("acme/tiny", "0" * 40, 6, 0)
 
 
@@ -141,7 +143,7 @@ def test_a_file_with_one_wrong_byte_is_found(tmp_path: Path) -> None:
     shard = directory / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\0")
     with pytest.raises(CheckFailedError, match="model-00002-of-00002") as refused:
-        modelstore.verify(directory)
+        store.verify(directory)
     assert "model-00001" not in refused.value.message
     assert f"NAME=acme/tiny INTO={tmp_path / 'store'}" in refused.value.fix
 
@@ -150,7 +152,7 @@ def test_a_missing_file_of_the_record_is_found(tmp_path: Path) -> None:
     directory = stored(tmp_path / "tiny", model())
     (directory / "tokenizer_config.json").unlink()
     with pytest.raises(PrerequisiteError, match=r"lacks 1 of 6 files: tokenizer_config\.json") as refused:
-        modelstore.verify(directory)
+        store.verify(directory)
     assert "INTO=" not in refused.value.fix
 
 
@@ -158,12 +160,12 @@ def adopted(directory: Path, **changes: bytes | None) -> Path:
     """A model that someone else put there: no record."""
     files = {**model(), **{name: content for name, content in changes.items() if content is not None}}
     stored(directory, {name: content for name, content in files.items() if name not in changes or changes[name] is not None})
-    (directory / modelstore.RECORD).unlink()
+    (directory / store.RECORD).unlink()
     return directory
 
 
 def test_a_complete_local_model_is_adopted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert modelstore.verify(adopted(tmp_path / "mine")).directory == tmp_path / "mine"
+    assert store.verify(adopted(tmp_path / "mine")).directory == tmp_path / "mine"
     assert "the checksums are not known" in capsys.readouterr().err
 
 
@@ -175,7 +177,7 @@ def test_a_complete_local_model_is_adopted(tmp_path: Path, capsys: pytest.Captur
 ], ids=["missing shard", "cut shard", "no config", "no tokenizer"])
 def test_an_incomplete_local_model_is_refused(tmp_path: Path, changes: dict[str, bytes | None], said: str) -> None:
     with pytest.raises(PrerequisiteError, match="not a model that the engine can load") as refused:
-        modelstore.verify(adopted(tmp_path / "mine", **changes))
+        store.verify(adopted(tmp_path / "mine", **changes))
     assert said in refused.value.message
 
 
@@ -183,7 +185,7 @@ def test_a_local_model_that_the_engines_user_may_not_read_is_refused_with_the_co
     directory = adopted(tmp_path / "mine")
     (directory / "model-00001-of-00002.safetensors").chmod(0o600)
     with pytest.raises(PrerequisiteError, match="not readable by the engine's user 2000") as refused:
-        modelstore.verify(directory)
+        store.verify(directory)
     assert "chmod -R o+rX" in refused.value.fix
 
 
@@ -192,14 +194,14 @@ def test_what_is_no_directory_is_refused(tmp_path: Path, kind: str) -> None:
     if kind == "file":
         (tmp_path / "it").write_text("")
     with pytest.raises(PrerequisiteError, match="no such directory" if kind == "nothing" else "a file, not a directory"):
-        modelstore.verify(tmp_path / "it")
+        store.verify(tmp_path / "it")
 
 
 @pytest.mark.parametrize("record", [b"", b"[]", b"{}", b'{"name": "a", "commit": "b", "files": [{"path": "x"}]}'])
 def test_a_damaged_record_counts_as_none(tmp_path: Path, record: bytes) -> None:
     directory = adopted(tmp_path / "mine")
-    (directory / modelstore.RECORD).write_bytes(record)
-    assert modelstore.verify(directory).verified == 0
+    (directory / store.RECORD).write_bytes(record)
+    assert store.verify(directory).verified == 0
 
 
 @pytest.mark.parametrize(("before", "after"), [
@@ -214,7 +216,7 @@ def test_the_line_goes_into_the_env_file_and_the_rest_stays(tmp_path: Path, befo
     if before is not None:
         site.write_text(before)
         site.chmod(0o640)
-    modelstore.point_to(Path("/m/x"), site)
+    store.point_to(Path("/m/x"), site)
     assert site.read_text() == after
     assert before is None or site.stat().st_mode & 0o777 == 0o640
     assert list(tmp_path.iterdir()) == [site]
@@ -222,14 +224,14 @@ def test_the_line_goes_into_the_env_file_and_the_rest_stays(tmp_path: Path, befo
 
 @pytest.mark.parametrize("path", ["/m/plain", "/m/two words", "/m/$HOME", "/m/a#b"])
 def test_the_line_is_read_back_as_the_same_directory(path: str) -> None:
-    entries, problems = envfile.parse_text(modelstore.line(Path(path)) + "\n", "site.env")
+    entries, problems = envfile.parse_text(store.line(Path(path)) + "\n", "site.env")
     assert not problems
     assert [entry.value for entry in entries] == [path]
 
 
 def test_a_directory_that_no_env_file_can_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="an env file cannot hold this path"):
-        modelstore.line(tmp_path / "it's $mine")
+        store.line(tmp_path / "it's $mine")
 
 
 def test_each_raises_the_first_failure_and_ends_the_work_of_the_others() -> None:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 import optimizations as script
-from bundle import ROOT, cli, verdicts
+from bundle import ROOT, cli
+from bundle.config import verdicts
 
 SEED = (Path(__file__).parent / "data" / "seed.md").read_text(encoding="utf-8")
 SCHEMA = json.loads((ROOT / "env" / "optimizations.schema.json").read_text(encoding="utf-8"))

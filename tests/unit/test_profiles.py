@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from bundle import ROOT, devices, fitcheck, profiles, profiletable, settings
-from bundle.devices import Device
-from bundle.profiles import default_profile
+from bundle import ROOT
+from bundle.choice import table
+from bundle.choice.profile import PREFERRED, default_profile
+from bundle.config import profiles, settings
+from bundle.doctor.fit import fit_check
+from bundle.fit import assessment
+from bundle.machine import devices
+from bundle.machine.devices import Device
 from support import modelfolder
 from support.fakehost import FakeHost
 
@@ -78,7 +83,8 @@ def test_a_real_config_on_a_small_card_takes_the_memory_profile(tmp_path: Path) 
     folder = modelfolder.folder(tmp_path / "m", modelfolder.published("qwen3-8b"))
     small = Device(name="small", total=16 * devices.GIB, free=15 * devices.GIB, capability=(12, 0), source="")
     sets = [f"MODEL_DIR={folder}", "ENGINE_MAX_MODEL_LEN=40960"]
-    choice = default_profile(lambda name, on: fitcheck.starts(settings.load(name, sets=sets if name == "throughput" else sets[:1]), on), device=small)
+    loaded = {name: settings.load(name, sets=sets if name == "throughput" else sets[:1]) for name in PREFERRED}
+    choice = default_profile(lambda name, on: assessment.starts(loaded[name], on), device=small)
     assert choice.profile == "memory"
 
 
@@ -103,18 +109,18 @@ def test_every_profile_says_in_its_first_line_what_it_is_for(name: str) -> None:
 
 def test_all_profiles_are_listed_with_the_models_fit(tmp_path: Path) -> None:
     folder = modelfolder.folder(tmp_path / "m", modelfolder.published("qwen3-8b"))
-    choice, rows = profiletable.make("rtx-5090", sets=[f"MODEL_DIR={folder}"])
+    choice, rows = table.profile_table("rtx-5090", sets=[f"MODEL_DIR={folder}"])
     assert choice.profile == "throughput"
     assert [row.profile for row in rows] == profiles.names()
     assert {row.profile: row.starts for row in rows} == {name: name != "cpu" for name in profiles.names()}
-    assert all("tokens of KV cache" in row.said for row in rows if row.starts)
+    assert all("tokens of KV cache" in row.summary for row in rows if row.starts)
 
 
 def test_without_a_model_a_share_that_cannot_start_is_refused_all_the_same() -> None:
-    _, rows = profiletable.make("rtx-5090", sets=["ENGINE_GPU_MEMORY_UTILIZATION=0.99"])
+    _, rows = table.profile_table("rtx-5090", sets=["ENGINE_GPU_MEMORY_UTILIZATION=0.99"])
     throughput = next(row for row in rows if row.profile == "throughput")
     assert throughput.starts is False
-    assert throughput.said.startswith("31.05 GiB are wanted of 31.36, and 30.86 are free at start")
+    assert throughput.summary.startswith("31.05 GiB are wanted of 31.36, and 30.86 are free at start")
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -136,14 +142,14 @@ def test_the_script_lists_them_for_people_and_for_machines() -> None:
 
 def test_an_estimate_is_held_against_the_engines_log_in_one_line(tmp_path: Path) -> None:
     folder = modelfolder.folder(tmp_path / "m", modelfolder.published("qwen3-8b"))
-    found = fitcheck.look(settings.load("throughput", sets=[f"MODEL_DIR={folder}"]), "rtx-5090").estimate
+    found = assessment.assess(settings.load("throughput", sets=[f"MODEL_DIR={folder}"]), "rtx-5090").estimate
     assert found
     log = "Model loading took 8.88 GiB and 2.9 seconds\nAvailable KV cache memory: 18.00 GiB\nGPU KV cache size: 131,072 tokens\n"
-    line = fitcheck.compared(found, log)
+    line = assessment.compared(found, log)
     assert line.startswith("weights 8.79 GiB estimated, 8.88 found (-1.0 %); KV cache ")
     assert f"KV cache {found.kv_tokens:,} tokens estimated, 131,072 found (" in line
     assert "\n" not in line
-    assert fitcheck.compared(found, "nothing of it") == ""
+    assert assessment.compared(found, "nothing of it") == ""
 
 
 # The line of `make doctor`
@@ -154,7 +160,7 @@ def test_an_estimate_is_held_against_the_engines_log_in_one_line(tmp_path: Path)
 def test_the_doctor_says_what_the_estimate_is_and_never_fails_for_it(sets: tuple[str, ...], state: str, said: str, tmp_path: Path) -> None:
     folder = modelfolder.folder(tmp_path / "m", modelfolder.published("qwen3-8b"))
     loaded = settings.load("throughput", sets=[f"MODEL_DIR={folder}", *sets])
-    check = fitcheck.check(fitcheck.look(loaded, host=host_with(tmp_path, RTX_5090).host()))
+    check = fit_check(assessment.assess(loaded, host=host_with(tmp_path, RTX_5090).host()))
     assert check.state == state
     assert said in check.found
     assert (check.fix == "") == (state == "ok")

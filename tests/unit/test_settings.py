@@ -6,11 +6,14 @@ from types import ModuleType
 
 import pytest
 
-from bundle import ROOT, catalogue, profiles, settings, verdicts
-from bundle.envfile import Entry
-from bundle.errors import ConfigurationError
-from bundle.rules import Rules
-from bundle.settings import Settings
+from bundle import ROOT
+from bundle.base.errors import ConfigurationError
+from bundle.choice import profile
+from bundle.choice.profile import Wanted
+from bundle.config import catalogue, profiles, settings, verdicts
+from bundle.config.envfile import Entry
+from bundle.config.rules import Rules
+from bundle.config.settings import Settings
 from support.bad_inputs import BAD, Bad
 from support.entrypoint import load_entrypoint
 
@@ -177,7 +180,7 @@ def test_without_a_profile_the_hardware_decides_and_the_choice_is_said(visible: 
     program.write_text("#!/bin/sh\n" + (f"echo '{card}'" if visible else "echo 'No devices were found'; exit 6"))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent))
-    found = load(root, None)
+    found = profile.load(Wanted(), root=root, environ={})
     said = capsys.readouterr().err
     assert found.profile == found.value("HOST_PROFILE") == expected
     assert found.origin["HOST_PROFILE"] == "chosen for this host"

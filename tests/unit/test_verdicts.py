@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bundle import catalogue, envfile, verdicts
-from bundle.envfile import Entry
-from bundle.errors import ConfigurationError
-from bundle.hostkeys import HOST_KEYS
-from bundle.rules import Rules
+from bundle.base.errors import ConfigurationError
+from bundle.config import catalogue, envfile, verdicts
+from bundle.config.envfile import Entry
+from bundle.config.keys import HOST_KEYS
+from bundle.config.rules import Rules
 
 SEED_VARIABLES = {
     "CUDA_CACHE_MAXSIZE": "neutral", "CUDA_ALLOCATOR_BACKEND": "inert", "CUDA_MALLOC_ASYNC_POOLS": "inert", "CUDA_TENSOR_CORES": "inert",

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bundle.errors import BundleError
+from bundle.base.errors import BundleError
 
 TAIL_LINES = 20
 CLOSE_S = 10.0

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bundle.base.errors import BundleError, ConfigurationError
 from bundle.bench import recommend, roofline, startphases, statistics
 from bundle.bench.matrix import TOGETHER
-from bundle.errors import BundleError, ConfigurationError
 
 RUN, RESULT = "run.json", "result.json"
 INTERRUPTED = "interrupted"

@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bundle import ROOT, catalogue, console, gpu, settings, shell
+from bundle import ROOT
+from bundle.base import console, shell
+from bundle.base.errors import BundleError, CheckFailedError, ConfigurationError, NotReadyError, PrerequisiteError
 from bundle.bench import matrix, recommend, runner
 from bundle.bench.matrix import TOGETHER, Cell, Suite, Workload
 from bundle.bench.runtimes import Runtime
-from bundle.errors import BundleError, CheckFailedError, ConfigurationError, NotReadyError, PrerequisiteError
-from bundle.hostfacts import Host
-from bundle.settings import Settings
+from bundle.config import catalogue, settings
+from bundle.config.settings import Settings
+from bundle.machine import gpu
+from bundle.machine.facts import Host
 
 REPORTS = ROOT / "reports"
 SHARE = "ENGINE_GPU_MEMORY_UTILIZATION"
@@ -60,7 +63,7 @@ def measure(options: argparse.Namespace, *, analysed: bool) -> Path:
     return folder
 
 
-def known(run: str) -> Path:
+def existing_run(run: str) -> Path:
     """The folder of a run that was measured. Raises ConfigurationError where there is none."""
     folder = REPORTS / run
     if not (folder / "run.json").is_file():
@@ -110,9 +113,14 @@ def _together(job: runner.Job, options: argparse.Namespace, total_gib: float) ->
 
 
 def _runtime(kind: str, name: str, folder: Path) -> Runtime:
-    from bundle.bench import runtimes
+    """Engines as `make up` starts them, in a Compose project of the run's own, or as processes of this host's vLLM."""
+    if kind == "process":
+        from bundle.bench.processruntime import ProcessRuntime
 
-    return runtimes.compose(name, folder) if kind == "compose" else runtimes.process(folder)
+        return ProcessRuntime(folder)
+    from bundle.bench.composeruntime import ComposeRuntime  # it needs docker-py, which a host without Docker may lack
+
+    return ComposeRuntime(name, folder)
 
 
 def _settings(cell: Cell, options: argparse.Namespace, total_gib: float) -> Settings:

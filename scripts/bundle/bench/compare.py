@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bundle.base.errors import ConfigurationError, SlowerError
 from bundle.bench import analysis, statistics
-from bundle.errors import ConfigurationError, SlowerError
 
 DECIDING = ("output_tokens_per_s", "ttft_ms_p99", "itl_ms_p99")
 """A run that is slower in one of these is slower."""

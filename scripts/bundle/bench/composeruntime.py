@@ -13,12 +13,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bundle import STATE, daemon, diagnosis, host, hostsetup, images, lifecycle, shell
+from bundle import STATE
+from bundle.base import shell
+from bundle.base.errors import NotReadyError, PrerequisiteError
 from bundle.bench import runtimes
 from bundle.bench.runtimes import StartFailed
-from bundle.deployment import Container, Deployment
-from bundle.errors import NotReadyError, PrerequisiteError
-from bundle.settings import Settings
+from bundle.config.settings import Settings
+from bundle.doctor import host
+from bundle.images import build
+from bundle.machine import daemon, setup
+from bundle.service import enginelog, lifecycle
+from bundle.service.deployment import Container, Deployment
 
 PYTHON = "/opt/venv/bin/python"
 FOLDER = "/opt/bundle"
@@ -65,22 +70,22 @@ class ComposeRuntime:
         for each in own:
             each.require()
         self._control = own[0]
-        hostsetup.ensure(own[0])
+        setup.prepare(own[0].value("HOST_SETUP"))
         _refuse_company(self.deployment.project)
         for at, each in enumerate(own):
             # What a cell asks of the GPU's memory in vain is its result; the control has to start.
-            failed = [check for check in host.checks(each) if check.state == "fail" and (at == 0 or check.name != "gpu memory")]
+            failed = [check for check in host.host_checks(each) if check.state == "fail" and (at == 0 or check.name != "gpu memory")]
             if failed:
                 raise PrerequisiteError("this host cannot run it yet:\n" + "\n".join(f"  {check.name}: {check.found}" for check in failed),
                                         fix="\n       ".join(check.fix for check in failed))
         for each in {(one.image_engine, one.image_gateway): one for one in own}.values():
-            images.ensure(each)
+            build.ensure(each)
         runtimes.warn_of_company()
 
     def start(self, settings: Settings, label: str) -> "ComposeEngine":
         """As Runtime.start. Raises PrerequisiteError too, when this host has changed since `prepare`."""
         own = self._own(settings)
-        for check in host.checks(own):
+        for check in host.host_checks(own):
             if (check.state, check.name) == ("fail", "gpu memory"):
                 raise StartFailed(reason=f"{check.name}: {check.found}", remedy=check.fix)
         asked: list[float] = []
@@ -145,7 +150,7 @@ class ComposeRuntime:
         self.keep(label, log)
         text = "\n".join(line for _, line in log)
         if container and not container.out_of_memory and _ENDED.search(text):
-            return StartFailed(reason=diagnosis.last_error(text), remedy=diagnosis.remedy(text), log=log)
+            return StartFailed(reason=enginelog.last_error(text), remedy=enginelog.remedy(text), log=log)
         return StartFailed(reason=error.message.splitlines()[0], remedy=error.fix, log=log)
 
     def keep(self, label: str, log: Sequence[tuple[float, str]]) -> None:

@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bundle import ROOT, envfile, profiles
-from bundle.catalogue import near, parse_number
-from bundle.envfile import Problem
-from bundle.errors import ConfigurationError
+from bundle import ROOT
+from bundle.base.errors import ConfigurationError
+from bundle.base.text import near
+from bundle.config import envfile, profiles
+from bundle.config.catalogue import parse_number
+from bundle.config.envfile import Problem
 
 OUTPUTS = ("same", "may differ")
 TOGETHER = "together"
@@ -136,7 +138,7 @@ class Matrix:
         Raises ConfigurationError for a name that is not known, or not in this suite.
         """
         if name not in self.suites:
-            raise ConfigurationError(f"no suite {name!r} in {envfile.shown(self.path)}.{near(name, self.suites)}",
+            raise ConfigurationError(f"no suite {name!r} in {envfile.display_path(self.path)}.{near(name, self.suites)}",
                                      fix=f"suites: {', '.join(self.suites)}")
         found = self.suites[name]
         members = {cell.name: cell for cell in (found.control, *found.cells)}
@@ -160,7 +162,7 @@ _NO_CELL = Cell(name="", axis="", about="", profile="", sets=(), outputs="")
 def load(path: Path = ROOT / "env" / "matrix.yaml") -> Matrix:
     """The matrix in `path`. Raises ConfigurationError with everything that is wrong in the file, by line; whether a cell's settings are
     right, `settings.load` says."""
-    shown = envfile.shown(path)
+    shown = envfile.display_path(path)
     try:
         raw = path.read_bytes()
         tree, problems = _parse(raw.decode("utf-8"), shown)

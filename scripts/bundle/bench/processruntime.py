@@ -22,13 +22,17 @@ from typing import Any
 
 import requests
 
-from bundle import ROOT, console, diagnosis, fit, fitcheck, gpu, shell
+from bundle import ROOT
+from bundle.base import console, shell
+from bundle.base.errors import BundleError, PrerequisiteError
 from bundle.bench import proctree, runtimes
 from bundle.bench.runtimes import StartFailed
 from bundle.bench.startphases import ENGINE_CORE_STARTS
-from bundle.errors import BundleError, PrerequisiteError
-from bundle.hostfacts import Host
-from bundle.settings import MODEL_IN_CONTAINER, Settings
+from bundle.config.settings import MODEL_IN_CONTAINER, Settings
+from bundle.fit import assessment, estimation
+from bundle.machine import gpu
+from bundle.machine.facts import Host
+from bundle.service import enginelog
 
 ENGINE_FILES = ROOT / "docker" / "engine"
 CACHES = {"XDG_CACHE_HOME": "", "HF_HOME": "/huggingface", "VLLM_CACHE_ROOT": "/vllm", "VLLM_CONFIG_ROOT": "/vllm-config",
@@ -187,15 +191,15 @@ class ProcessEngine:
             waited = time.time() - self.started - self.held_s
             if ended:
                 self.stop()  # what it left behind, and with that the log's last lines, which hold the error
-                raise self._failed(diagnosis.last_error(self._text()))
+                raise self._failed(enginelog.last_error(self._text()))
             if self._answers(self._limit_s - waited):
                 self.ready = time.time()
                 return
-            now = diagnosis.phase(self._text())
+            now = enginelog.phase(self._text())
             if now != shown:
                 console.note(f"  {self._label}: {now}, {waited:.0f} s of {self._limit_s:.0f} s")
                 shown = now
-                self._tree.look()  # what is seen now is found again should the entrypoint be killed
+                self._tree.running()  # what is seen now is found again should the entrypoint be killed
             if waited > self._limit_s:
                 raise self._failed(f"not ready after {self._limit_s:.0f} s, last seen {now}",
                                    "a first start compiles kernels and may need longer: raise HOST_READY_TIMEOUT_S; else ")
@@ -205,7 +209,7 @@ class ProcessEngine:
         """As Engine.stop. Raises BundleError when a process outlives SIGKILL: it would go on holding the GPU."""
         if self._stopped:
             return
-        self._tree.look()  # what loses its parent while it ends can no longer be found by its parent
+        self._tree.running()  # what loses its parent while it ends can no longer be found by its parent
         if self.alive():
             self._child.terminate()  # the entrypoint passes it on, and kills an engine that is still loading, or held, after a moment
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -219,7 +223,7 @@ class ProcessEngine:
         self._stopped = True
 
     def _failed(self, reason: str, advice: str = "") -> StartFailed:
-        return StartFailed(reason=reason, remedy=advice + diagnosis.remedy(self._text()), log=self.log())
+        return StartFailed(reason=reason, remedy=advice + enginelog.remedy(self._text()), log=self.log())
 
     def _text(self) -> str:
         return "\n".join(line for _, line in self._lines)
@@ -270,7 +274,7 @@ def _environment(folder: Path) -> dict[str, str]:
 def _model(settings: Settings) -> Path:
     """The model's folder on this host: what Compose would mount, or what ENGINE_MODEL itself names."""
     named = settings.value("ENGINE_MODEL")
-    mounted = fitcheck.model_folder(settings) if f"{named}/".startswith(f"{MODEL_IN_CONTAINER}/") else None
+    mounted = assessment.model_folder(settings) if f"{named}/".startswith(f"{MODEL_IN_CONTAINER}/") else None
     return mounted or Path(named)
 
 
@@ -279,7 +283,7 @@ def _gpu_is_free(settings: Settings) -> None:
     nvidia = gpu.read(Host())
     if not nvidia.gpus:
         raise PrerequisiteError(f"no GPU for profile {settings.profile}: {nvidia.error}", fix="measure the profile cpu, or install the NVIDIA driver")
-    if refusal := fitcheck.share_refusal(settings, fit.device_of(settings)):
+    if refusal := assessment.share_refusal(settings, estimation.device_of(settings)):
         raise PrerequisiteError(f"ENGINE_GPU_MEMORY_UTILIZATION of the control: {refusal}", fix="end what uses the GPU (nvidia-smi lists it)")
 
 

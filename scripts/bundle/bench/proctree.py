@@ -30,7 +30,7 @@ class Tree:
         self._sessions: set[int] = set()
         self._seen = {(one.pid, one.born) for one in _running() if one.pid == root}
 
-    def look(self) -> list[int]:
+    def running(self) -> list[int]:
         """The numbers of those that run now, `root` among them."""
         running = list(_running())
         found = {one.pid for one in running if one.session in self._sessions or (one.pid, one.born) in self._seen}
@@ -45,7 +45,7 @@ class Tree:
         sent: set[int] = set()
         settled = 0
         while settled < SETTLED:
-            new = set(self.look()) - sent - {self.root}
+            new = set(self.running()) - sent - {self.root}
             for pid in new:
                 _send(pid, number)
             sent |= new
@@ -54,7 +54,7 @@ class Tree:
     def kill(self, limit_s: float) -> list[int]:
         """Kill all of it, `root` too; the numbers of those that still run after `limit_s` seconds."""
         end = time.monotonic() + limit_s
-        while (left := self.look()) and time.monotonic() < end:
+        while (left := self.running()) and time.monotonic() < end:
             for pid in left:
                 _send(pid, signal.SIGKILL)
             time.sleep(POLL_S)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle import ROOT, console, envfile, settings
+from bundle import ROOT
+from bundle.base import console
+from bundle.base.errors import ConfigurationError
 from bundle.bench.matrix import TOGETHER
-from bundle.errors import ConfigurationError
+from bundle.config import envfile, settings
 
 Result = Mapping[str, Any]
 """A run's result.json."""
@@ -41,7 +43,7 @@ def recommend(result: Result) -> dict[str, Any]:
     {"base_profile", "set": [{"key", "value", "cell", "why"}], "kept": [{"key", "value", "why"}], "note"}; a value of "" means: not set.
     """
     picked = _pick(result)
-    return {"base_profile": picked.control["profile"], "set": picked.wanted(), "kept": picked.kept(), "note": " ".join(picked.notes())}
+    return {"base_profile": picked.control["profile"], "set": picked.changed_settings(), "kept": picked.kept(), "note": " ".join(picked.notes())}
 
 
 def together(result: Result) -> tuple[list[str], dict[str, str]]:
@@ -74,7 +76,8 @@ def apply(result: Result, name: str, root: Path = ROOT) -> Path | None:
     path = _place(name, root)
     base = root / "env" / f"{wanted['base_profile']}.env"
     if not base.is_file():
-        raise ConfigurationError(f"run {result['run']} was measured on profile {wanted['base_profile']}, and there is no {envfile.shown(base, root)}",
+        raise ConfigurationError(f"run {result['run']} was measured on profile {wanted['base_profile']}, "
+                                 f"and there is no {envfile.display_path(base, root)}",
                                  fix="git log --diff-filter=D -- env/ shows where it went")
     text = profile_text(base.read_text(encoding="utf-8"), result, wanted)
     before = path.read_bytes() if path.exists() else None
@@ -205,7 +208,7 @@ class _Picked:
             return f"{float(value or _VLLM_SHARE) * about['gpu_memory_gib'] / about['card_gib']:.2f}"
         return value
 
-    def wanted(self) -> list[dict[str, str]]:
+    def changed_settings(self) -> list[dict[str, str]]:
         return [{"key": key, "value": value, "cell": self.faster[0], "why": self._why(self.faster[0], key)} for key, value in self.values.items()]
 
     def kept(self) -> list[dict[str, str]]:
@@ -296,7 +299,7 @@ def _place(name: str, root: Path) -> Path:
     if not _NAME.fullmatch(name) or name in _RESERVED:
         raise ConfigurationError(f"{name!r} cannot be the name of a profile", fix="lower-case letters, digits, - and _, not base or site: NAME=tuned")
     if path.exists() and WRITTEN_BY not in path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]:
-        raise ConfigurationError(f"{envfile.shown(path, root)} is there already, and make bench-apply did not write it", fix="another NAME=")
+        raise ConfigurationError(f"{envfile.display_path(path, root)} is there already, and make bench-apply did not write it", fix="another NAME=")
     return path
 
 

@@ -23,14 +23,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bundle import ROOT, fit, modelshape, schemes
-from bundle.devices import Device
-from bundle.envfile import Entry
-from bundle.errors import ConfigurationError, PrerequisiteError
-from bundle.families import Fields
-from bundle.fitrequest import Request, requested
-from bundle.modelshape import Model
-from bundle.settings import Settings
+from bundle import ROOT
+from bundle.base.errors import ConfigurationError, PrerequisiteError
+from bundle.config.envfile import Entry
+from bundle.config.settings import Settings
+from bundle.fit import estimation, modelshape
+from bundle.fit import quantization as schemes
+from bundle.fit.architectures import Fields
+from bundle.fit.modelshape import Model
+from bundle.fit.request import Request, requested
+from bundle.machine.devices import Device
 
 BANDWIDTH, COMPUTE = "memory bandwidth", "compute"
 
@@ -105,7 +107,7 @@ def work(config: Mapping[str, Any], settings: Mapping[str, str], ceilings: Mappi
     return Work(
         model=model, parameters=sum(kinds.get(kind, 0) for kind in ("linear", "router")) + kinds.get("expert", 0) * chosen, head=kinds[head],
         weights=_bytes(model, request, device, [*held, head]), experts=_bytes(model, request, device, ["expert"]), chosen=chosen,
-        kv_layer_bytes=fit.estimate(model, request, device).kv_bytes_per_token / model.attention.layers,
+        kv_layer_bytes=estimation.estimate(model, request, device).kv_bytes_per_token / model.attention.layers,
         bandwidth=ceilings["copy_gb_s"] * 1e9, rate=_rate(model, request, rates) * 1e12)
 
 
@@ -175,7 +177,7 @@ def _request(settings: Mapping[str, str], device: Device | None) -> Request:
 def _bytes(model: Model, request: Request, device: Device | None, kinds: Sequence[str]) -> int:
     """Bytes of the weights of `kinds`, as fit counts them."""
     some = replace(model, weights=tuple(weight for weight in model.weights if weight.kind in kinds))
-    return fit.estimate(some, request, device).weights_bytes
+    return estimation.estimate(some, request, device).weights_bytes
 
 
 def _rate(model: Model, request: Request, rates: Mapping[str, float]) -> float:

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bundle import console, diagnosis
+from bundle.base import console
+from bundle.base.errors import ConfigurationError
 from bundle.bench import gpusampler, slo, startphases
 from bundle.bench.agent import Agent, AgentError
 from bundle.bench.matrix import TOGETHER, Cell, Suite, Workload
 from bundle.bench.runtimes import Engine, Runtime, StartFailed
-from bundle.errors import ConfigurationError
-from bundle.settings import Settings
+from bundle.config.settings import Settings
+from bundle.service import enginelog
 
 PROMPTS = tuple(f"{count}. {text}" for count, text in enumerate((
     "The capital of France is", "def fibonacci(n):", "Water boils at", "import os\nimport sys\n", "Once upon a time there was",
@@ -418,7 +419,7 @@ class _Visit:
         answer = agent.load(given, base_url=self.engine.base_url, model=self.engine.model, served_model_name=self.engine.served_model_name,
                             limit_s=LOAD_LIMIT_S)
         if not self.engine.alive():
-            raise AgentError(f"the engine ended under load: {diagnosis.last_error(chr(10).join(text for _, text in self.engine.log()))}")
+            raise AgentError(f"the engine ended under load: {enginelog.last_error(chr(10).join(text for _, text in self.engine.log()))}")
         return answer
 
     def _seed(self, workload: Workload, what: str, group: int, turn: int) -> int:

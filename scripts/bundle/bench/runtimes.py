@@ -7,14 +7,15 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
-from bundle import ROOT, console, gpu, shell
-from bundle.envfile import Entry
-from bundle.errors import BundleError
-from bundle.hostfacts import Host
-from bundle.settings import Settings
+from bundle import ROOT
+from bundle.base import console, shell
+from bundle.base.errors import BundleError
+from bundle.config.envfile import Entry
+from bundle.config.settings import Settings
+from bundle.machine import gpu
+from bundle.machine.facts import Host
 
 PACKAGES = ("vllm", "torch")
 BUSY_MIB = 3072
@@ -99,20 +100,6 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Leave nothing: no container, no volume, no process, no cache."""
-
-
-def compose(run_name: str, run_dir: Path) -> Runtime:
-    """Engines as `make up` starts them, in a Compose project of the run's own."""
-    from bundle.bench.composeruntime import ComposeRuntime  # it needs docker-py, which a host without Docker may lack
-
-    return ComposeRuntime(run_name, run_dir)
-
-
-def process(run_dir: Path) -> Runtime:
-    """Engines as processes of this host's vLLM, started by the entrypoint."""
-    from bundle.bench.processruntime import ProcessRuntime
-
-    return ProcessRuntime(run_dir)
 
 
 def overridden(settings: Settings, values: Mapping[str, str], why: str) -> Settings:

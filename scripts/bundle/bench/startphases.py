@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bundle import diagnosis
+from bundle.service import enginelog
 
 ENGINE_CORE_STARTS = "Initializing a V1 LLM engine"
 """The engine core's first line. It has not touched the GPU yet: here an engine can be held until another one has measured its memory."""
@@ -17,10 +17,10 @@ def phases(log: Sequence[tuple[float, str]], started: float, ready: float, held_
 
     `log` is lines with the epoch seconds of their arrival. `held_s` is how long the engine was held at ENGINE_CORE_STARTS.
     """
-    seconds = {diagnosis.FIRST_PHASE: 0.0}
-    name, since = diagnosis.FIRST_PHASE, started
+    seconds = {enginelog.FIRST_PHASE: 0.0}
+    name, since = enginelog.FIRST_PHASE, started
     for at, line in log:
-        new = diagnosis.phase_of(line)
+        new = enginelog.phase_of(line)
         if new in ("", name) or not since <= at <= ready:
             continue
         seconds[name] += at - since
@@ -28,7 +28,7 @@ def phases(log: Sequence[tuple[float, str]], started: float, ready: float, held_
         name, since = new, at
     seconds[name] += ready - since
     if held_s:
-        seconds[diagnosis.phase_of(ENGINE_CORE_STARTS)] -= held_s
+        seconds[enginelog.phase_of(ENGINE_CORE_STARTS)] -= held_s
     compiles = any(_COMPILES.search(line) for _, line in log)
     return [("profiling memory" if each == "compiling" and not compiles else each, took) for each, took in seconds.items()]
 

@@ -1,0 +1,1 @@
+"""Which profile a deployment uses when nobody named one."""

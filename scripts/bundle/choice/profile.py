@@ -1,0 +1,84 @@
+"""Which profile a deployment uses: the one that was named, or the one for this host's hardware and the model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle import ROOT
+from bundle.base import console
+from bundle.config import profiles, settings
+from bundle.config.settings import Settings
+from bundle.fit import assessment
+from bundle.machine import devices, gpu
+from bundle.machine.devices import GIB, Device
+from bundle.machine.facts import Host
+from bundle.machine.gpu import MIN_CAPABILITY
+
+PREFERRED = ("throughput", "memory")
+"""Profiles that are chosen without being asked for, where a GPU can run the engine: the first that the model fits."""
+SMALL_BYTES = 20 * GIB
+"""Below this a GPU gets the profile `memory` while no model is known. Judgement: `throughput` keeps 9 GiB of weights, 2 of buffers, and
+on a 16 GB card only one or two requests of its full length."""
+
+Starts = Callable[[str, Device], bool | None]
+"""Whether the model starts with a profile on a GPU; None where no model is known, or nothing can be computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A profile and why it was chosen."""
+
+    profile: str
+    why: str
+
+
+def default_profile(starts: Starts, *, device: Device | None = None, root: Path = ROOT, host: Host | None = None) -> Choice:
+    """The profile for `device`, or for this host's GPU, by compute capability, by whether the model starts there, and by memory.
+
+    By all of the GPU's memory, not by what is free of it now: the choice must not change because the engine runs.
+    """
+    if device is None:
+        host = host or Host()
+        nvidia = gpu.read(host)
+        if not nvidia.gpus and host.path("/dev/nvidia0").exists():
+            return Choice(profile=PREFERRED[0], why=f"/dev/nvidia0 is there, and its memory is not known ({nvidia.error})")
+        if not nvidia.gpus:
+            return Choice(profile="cpu", why=f"no NVIDIA GPU is visible (no /dev/nvidia0, and {nvidia.error})")
+        device = min((devices.device_of_card(card, root=root) for card in nvidia.gpus), key=lambda one: one.total)
+    device = devices.idle(device)
+    major, minor = device.capability
+    about = f"{device.name} (compute capability {major}.{minor}, {device.total / GIB:.1f} GiB)"
+    if device.capability < MIN_CAPABILITY:
+        return Choice(profile="cpu", why=f"{about}: the engine has no code for a compute capability under {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]}")
+    fits = {name: starts(name, device) for name in PREFERRED}
+    if None in fits.values():
+        small = device.total < SMALL_BYTES
+        return Choice(profile=PREFERRED[small], why=f"{about}, no model to look at; " + ("made for small GPUs" if small else "made for 32 GB"))
+    for name, fit in fits.items():
+        if fit:
+            return Choice(profile=name, why=f"{about}, and the model starts there" + ("" if name == PREFERRED[0] else f", not with {PREFERRED[0]}"))
+    return Choice(profile=PREFERRED[0], why=f"{about}; by the estimate the model starts with none of {', '.join(PREFERRED)}: see `make profiles`")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The deployment that a verb was asked for; `profile` "" means: choose one for the GPU called `gpu`, or for this host."""
+
+    profile: str = ""
+    env_files: tuple[str | Path, ...] = ()
+    sets: tuple[str, ...] = ()
+    gpu: str = ""
+
+
+def load(wanted: Wanted, *, root: Path = ROOT, environ: Mapping[str, str] | None = None, host: Host | None = None) -> Settings:
+    """The settings of the deployment, its profile chosen and said where none was named. Raises ConfigurationError as `settings.load`."""
+    def loaded(profile: str | None, chosen_by: str = "--profile") -> Settings:
+        return settings.load(profile, wanted.env_files, wanted.sets, root=root, environ=environ, chosen_by=chosen_by)
+
+    if wanted.profile or settings.names_its_profile(wanted.env_files, root=root):
+        return loaded(wanted.profile or None)
+    device = devices.find(wanted.gpu, root=root) if wanted.gpu else None
+    choice = default_profile(lambda name, on: assessment.starts(loaded(name), on), device=device, root=root, host=host)
+    others = ", ".join(name for name in profiles.names(root) if name != choice.profile)
+    console.note(f"profile {choice.profile}: {choice.why}; choose another with PROFILE=NAME (--profile NAME): {others}")
+    return loaded(choice.profile, f"chosen for {wanted.gpu or 'this host'}")

@@ -1,0 +1,201 @@
+"""What is wrong with values that are each right alone: those that contradict each other, and those that are unwise."""
+
+import ipaddress
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from bundle.config.catalogue import PREFIX, Catalogue, parse_number
+from bundle.config.envfile import Entry, Problem
+from bundle.config.keys import size_bytes
+from bundle.machine import devices
+from bundle.machine.devices import GIB
+
+ENGINE_ADDRESS = {"ENGINE_HOST": "0.0.0.0", "ENGINE_PORT": "8000"}  # noqa: S104  (inside its container; the gateway alone publishes)
+"""Where the gateway reaches the engine: fixed in compose.yaml and in the gateway's configuration."""
+
+CPU_ENGINE_GIB = 3.0
+"""Peak of a start of the CPU engine without its KV cache (measured: 2.3 to 2.9)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Values:
+    """The values that are set and right alone."""
+
+    text: Mapping[str, str]
+    given: frozenset[str]
+    """Every key that stands in a file, also with an empty value."""
+    catalogue: Catalogue
+
+    @property
+    def cuda(self) -> bool:
+        return self.catalogue.target == "cuda"
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.text
+
+    def __getitem__(self, key: str) -> str:
+        return self.text.get(key, "")
+
+    def number(self, key: str) -> float | None:
+        number = parse_number(self[key], "human_int")
+        return parse_number(self[key], "float") if number is None else number
+
+    def switched_on(self, key: str) -> bool:
+        """Whether a library's own switch is on; they read 0 as off."""
+        return self[key].lower() not in ("", "0", "false")
+
+
+Finding = tuple[str, str, str]
+"""Key, message, severity."""
+
+
+def find(entries: Mapping[str, Entry], catalogue: Catalogue) -> Iterator[Problem]:
+    """The contradictions among `entries`, which hold no value that is wrong alone."""
+    values = _Values(text={key: entry.value for key, entry in entries.items() if entry.value}, given=frozenset(entries), catalogue=catalogue)
+    for check in _CHECKS:
+        for key, message, severity in check(values):
+            yield Problem(file=entries[key].file, line=entries[key].line, key=key, message=message, severity=severity)
+
+
+def _one_flag_set_twice(values: _Values) -> Iterator[Finding]:
+    first: dict[str, str] = {}
+    for key in values.text:
+        if flag := values.catalogue.find(key) if key.startswith(PREFIX) else None:
+            if flag.name in first:
+                yield key, f"sets {flag.name}, which {first[flag.name]} sets too. Delete one of the two lines.", "error"
+            first.setdefault(flag.name, key)
+
+
+def _deprecated(values: _Values) -> Iterator[Finding]:
+    for key in values.text:
+        flag = values.catalogue.find(key) if key.startswith(PREFIX) else None
+        if flag and flag.deprecated:
+            sentence = flag.help.rfind(". ", 0, flag.help.lower().find("deprecated"))
+            yield key, f"vLLM {values.catalogue.version}: {textwrap.shorten(flag.help[sentence + 1:], 200)}", "warning"
+
+
+def _batching(values: _Values) -> Iterator[Finding]:
+    tokens, seqs, length = (values.number(f"ENGINE_MAX_{name}") for name in ("NUM_BATCHED_TOKENS", "NUM_SEQS", "MODEL_LEN"))
+    if tokens is not None and seqs is not None and tokens < seqs:
+        yield ("ENGINE_MAX_NUM_BATCHED_TOKENS", f"a step of {tokens:g} tokens cannot hold a token of each of ENGINE_MAX_NUM_SEQS={seqs:g} requests. "
+               f"Use ENGINE_MAX_NUM_BATCHED_TOKENS={seqs:g} or more.", "error")
+    if values["ENGINE_ENABLE_CHUNKED_PREFILL"] == "false" and tokens is not None and length is not None and tokens < length:
+        yield ("ENGINE_ENABLE_CHUNKED_PREFILL", "without chunked prefill a whole prompt must fit one step, and "
+               f"ENGINE_MAX_NUM_BATCHED_TOKENS={tokens:g} is less than ENGINE_MAX_MODEL_LEN={length:g}. Delete the line, or raise that.", "error")
+
+
+def _graphs(values: _Values) -> Iterator[Finding]:
+    largest, sizes = values.number("ENGINE_MAX_CUDAGRAPH_CAPTURE_SIZE"), values["ENGINE_CUDAGRAPH_CAPTURE_SIZES"].split()
+    if largest is not None and sizes and all(size.isdigit() for size in sizes) and largest != max(map(int, sizes)):
+        yield ("ENGINE_MAX_CUDAGRAPH_CAPTURE_SIZE", f"{largest:g} is not the largest of ENGINE_CUDAGRAPH_CAPTURE_SIZES={' '.join(sizes)}, "
+               "and vLLM refuses the pair. Delete one of the two lines.", "error")
+
+
+def _metrics(values: _Values) -> Iterator[Finding]:
+    if values["ENGINE_DISABLE_LOG_STATS"] == "true":
+        yield "ENGINE_DISABLE_LOG_STATS", "turns off the metrics that the health check and `make status` read. Delete the line.", "warning"
+        if values["ENGINE_ENABLE_PER_REQUEST_METRICS"] == "true":
+            yield "ENGINE_ENABLE_PER_REQUEST_METRICS", "needs the metrics that ENGINE_DISABLE_LOG_STATS turns off. Delete that line.", "error"
+
+
+def _gpu_memory(values: _Values) -> Iterator[Finding]:
+    share = values.number("ENGINE_GPU_MEMORY_UTILIZATION")
+    if "ENGINE_GPU_MEMORY_UTILIZATION" in values and "ENGINE_KV_CACHE_MEMORY_BYTES" in values:
+        yield "ENGINE_GPU_MEMORY_UTILIZATION", "not used: ENGINE_KV_CACHE_MEMORY_BYTES sizes the cache. Delete one of the two lines.", "warning"
+    elif share is not None and values.cuda and devices.refusal(card := devices.find("rtx-5090"), share):
+        total, free = card.total / GIB, card.free / GIB
+        yield ("ENGINE_GPU_MEMORY_UTILIZATION", f"{share:g} × {total:.2f} GiB = {share * total:.2f} GiB is more than the {free:.2f} GiB that are "
+               f"free on an RTX 5090 at start: vLLM would not start there. At most {int(free / total * 100) / 100:g} without a desktop; "
+               "use auto, or try 0.93.", "warning")
+
+
+def _container_memory(values: _Values) -> Iterator[Finding]:
+    if "HOST_ENGINE_MEMORY" not in values:
+        return
+    limit = size_bytes(values["HOST_ENGINE_MEMORY"])
+    if "HOST_SHM_SIZE" in values and size_bytes(values["HOST_SHM_SIZE"]) >= limit:
+        yield "HOST_SHM_SIZE", f"shared memory counts within HOST_ENGINE_MEMORY={values['HOST_ENGINE_MEMORY']}. Make it less.", "error"
+    cache = values.number("VLLM_CPU_KVCACHE_SPACE")
+    if not values.cuda and cache is not None and (cache + CPU_ENGINE_GIB) * 2**30 > limit:
+        yield ("VLLM_CPU_KVCACHE_SPACE", f"{cache:g} GiB of KV cache and about {CPU_ENGINE_GIB:g} GiB for the engine are more than "
+               f"HOST_ENGINE_MEMORY={values['HOST_ENGINE_MEMORY']}: the kernel would kill it. Lower the one, or raise the other.", "warning")
+
+
+def _allocator(values: _Values) -> Iterator[Finding]:
+    names = [name for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF") if name in values]
+    if len(names) == 2:
+        yield names[1], f"{names[0]} is set too, and PyTorch's parts do not agree which one wins. Delete one of the two lines.", "error"
+    offload = next((key for key in ("ENGINE_KV_OFFLOADING_SIZE", "ENGINE_KV_TRANSFER_CONFIG") if key in values), "")
+    for name in names:
+        options = values[name].replace(" ", "").lower()
+        if "expandable_segments:true" in options and offload and values["ENGINE_ENABLE_CUMEM_ALLOCATOR"] != "true":
+            yield name, f"vLLM does not start with expandable_segments:True and {offload} together. Delete one of the two lines.", "error"
+        if "backend:cudamallocasync" in options:
+            yield (name, "cudaMallocAsync breaks vLLM's memory pools (profiling, CUDA graphs, sleep mode). Delete the line; "
+                   f"if memory fragments, use {name}=expandable_segments:True.", "warning")
+
+
+def _compile_cache(values: _Values) -> Iterator[Finding]:
+    if not values.cuda:
+        return
+    for name in ("CUDA_DISABLE_PTX_JIT", "CUDA_DISABLE_JIT"):
+        if values.switched_on(name):
+            yield name, "FlashAttention 2 has no code for an RTX 5090 (sm_120) but PTX, and could not be loaded. Delete the line.", "error"
+    if values.switched_on("CUDA_CACHE_DISABLE"):
+        yield "CUDA_CACHE_DISABLE", "every start would compile FlashAttention 2 for an RTX 5090 again, for minutes. Delete the line.", "warning"
+    if values.switched_on("VLLM_ENABLE_CUDA_COMPATIBILITY"):
+        yield "VLLM_ENABLE_CUDA_COMPATIBILITY", "a GeForce knows no forward compatibility (CUDA error 803). Delete the line.", "warning"
+
+
+def _development_routes(values: _Values) -> Iterator[Finding]:
+    if values.switched_on("VLLM_SERVER_DEV_MODE"):
+        yield "VLLM_SERVER_DEV_MODE", "opens routes that reset and suspend the engine; only the gateway's list of paths guards them.", "warning"
+
+
+def _address(values: _Values) -> Iterator[Finding]:
+    for key, expected in ENGINE_ADDRESS.items():
+        if key in values.given and values[key] != expected:
+            yield key, f"must be {expected}, where the gateway reaches the engine. GATEWAY_BIND and GATEWAY_PORT say where it is published.", "error"
+    bind = values["GATEWAY_BIND"]
+    if bind and not ipaddress.ip_address(bind).is_loopback and "GATEWAY_API_KEYS_FILE" not in values:
+        yield ("GATEWAY_BIND", f"{bind} lets other hosts in, and no key is asked for. "
+               "Set GATEWAY_API_KEYS_FILE to a file with one key per line, or use GATEWAY_BIND=127.0.0.1.", "error")
+
+
+def _stopping(values: _Values) -> Iterator[Finding]:
+    grace, drain = values.number("HOST_STOP_GRACE_S"), values.number("ENGINE_SHUTDOWN_TIMEOUT")
+    if grace is not None and drain is not None and grace <= drain:
+        yield ("HOST_STOP_GRACE_S", f"{grace:g} s is not more than ENGINE_SHUTDOWN_TIMEOUT={drain:g}: Docker would kill the engine while it finishes "
+               f"its requests. Use HOST_STOP_GRACE_S={drain + 15:g}.", "error")
+
+
+def _image(values: _Values) -> Iterator[Finding]:
+    other = "cpu" if values.cuda else "cuda"
+    if other in re.split(r"[/:@._-]", values["IMAGE_ENGINE"]):
+        yield ("IMAGE_ENGINE", f"{values['IMAGE_ENGINE']} is the name of a {other} image, and IMAGE_TARGET={values['IMAGE_TARGET']}. "
+               "Change both lines, or neither.", "error")
+
+
+def _gpus(values: _Values) -> Iterator[Finding]:
+    there = values.number("HOST_GPU_COUNT")
+    keys = ("ENGINE_TENSOR_PARALLEL_SIZE", "ENGINE_PIPELINE_PARALLEL_SIZE")
+    wanted = (values.number(keys[0]) or 1) * (values.number(keys[1]) or 1)
+    if values.cuda and there is not None and wanted > there:
+        yield (keys[0] if keys[0] in values else keys[1],
+               f"splits the model over {wanted:g} GPUs, and the engine gets HOST_GPU_COUNT={there:g}. Use HOST_GPU_COUNT={wanted:g}.", "error")
+
+
+def _model(values: _Values) -> Iterator[Finding]:
+    model = values["ENGINE_MODEL"]
+    if model and not model.startswith("/") and values["HOST_ENGINE_OFFLINE"] == "true":
+        yield ("ENGINE_MODEL", f"{model} is a hub name, and the engine has no network. Set MODEL_DIR to a directory that holds the model, "
+               "or HOST_ENGINE_OFFLINE=false to let the engine download it.", "error")
+    if "MODEL_DIR" in values and not (model == "/model" or model.startswith("/model/")):
+        yield "ENGINE_MODEL", f"{model} is served, and MODEL_DIR={values['MODEL_DIR']} is not. Delete one of the two lines.", "warning"
+
+
+_CHECKS: tuple[Callable[[_Values], Iterator[Finding]], ...] = (
+    _one_flag_set_twice, _deprecated, _batching, _graphs, _metrics, _gpu_memory, _container_memory, _allocator, _compile_cache, _development_routes,
+    _address, _stopping, _image, _gpus, _model)

@@ -1,0 +1,95 @@
+"""The keys that are the bundle's own (HOST_, GATEWAY_, IMAGE_, MODEL_, build knobs): what each may hold. Their values stand in env/base.env."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from bundle.base.text import near
+from bundle.config.catalogue import TARGETS
+
+PREFIXES = ("HOST_", "GATEWAY_", "IMAGE_", "MODEL_", "BUILD_")
+
+_SIZE = re.compile(r"\d+(\.\d+)?[bkmgBKMG]")
+_IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]*(@sha256:[0-9a-f]{64})?")
+_PROJECT = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_SIZES = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostKey:
+    """One key of the bundle. `kind` is int, size, path, address, image, project or text; empty is allowed unless `required`."""
+
+    kind: str = "text"
+    required: bool = False
+    choices: tuple[str, ...] = ()
+    minimum: int = 0
+    maximum: int = 2**31
+    path: bool = False
+
+    def fault(self, value: str) -> str:
+        """What is wrong with `value`, and what to write instead; "" when nothing is."""
+        if not value:
+            return "needs a value; env/base.env holds the default." if self.required else ""
+        if self.choices and value not in self.choices:
+            return f"{value!r} is not one of its values.{near(value, self.choices)} It takes: {', '.join(self.choices)}."
+        if self.kind == "int":
+            if not re.fullmatch(r"\d+", value, re.ASCII):
+                return f"{value!r} is not a whole number."
+            if not self.minimum <= int(value) <= self.maximum:
+                return f"{value} is outside {self.minimum} to {self.maximum}."
+        if self.kind == "address" and not _is_address(value):
+            return f"{value!r} is not an IP address. 127.0.0.1 serves this host only, 0.0.0.0 every network."
+        pattern, example = {"size": (_SIZE, "a number and a unit (b, k, m, g): 8g"), "image": (_IMAGE, "an image name: name:tag"),
+                            "project": (_PROJECT, "a project name: lower-case letters, digits, - and _")}.get(self.kind, (None, ""))
+        return f"{value!r} is not {example}." if pattern and not pattern.fullmatch(value) else ""
+
+
+def _int(minimum: int, maximum: int) -> HostKey:
+    return HostKey(kind="int", required=True, minimum=minimum, maximum=maximum)
+
+
+_FILE = HostKey(path=True)
+_SIZE_KEY = HostKey(kind="size", required=True)
+_IMAGE_KEY = HostKey(kind="image", required=True)
+
+HOST_KEYS: dict[str, HostKey] = {
+    "HOST_PROJECT": HostKey(kind="project", required=True),
+    "HOST_PROFILE": HostKey(),
+    "HOST_ENV_FILE": HostKey(),
+    "HOST_SETUP": HostKey(required=True, choices=("auto", "never")),
+    "HOST_ENGINE_MEMORY": _SIZE_KEY,
+    "HOST_ENGINE_OFFLINE": HostKey(required=True, choices=("true", "false")),
+    "HOST_ENGINE_PIDS": _int(64, 4_194_304),
+    "HOST_SHM_SIZE": _SIZE_KEY,
+    "HOST_STOP_GRACE_S": _int(1, 3600),
+    "HOST_READY_TIMEOUT_S": _int(1, 86_400),
+    "HOST_GPU_COUNT": _int(1, 64),
+    "GATEWAY_BIND": HostKey(kind="address", required=True),
+    "GATEWAY_PORT": _int(0, 65_535),
+    "GATEWAY_API_KEYS_FILE": _FILE,
+    "GATEWAY_TLS_CERT_FILE": _FILE,
+    "GATEWAY_TIMEOUT_S": _int(1, 86_400),
+    "IMAGE_TARGET": HostKey(required=True, choices=TARGETS),
+    "IMAGE_ENGINE": _IMAGE_KEY,
+    "IMAGE_GATEWAY": _IMAGE_KEY,
+    "MODEL_DIR": _FILE,
+    "BASE_IMAGE": HostKey(kind="image"),
+    "BUILD_CA_BUNDLE": _FILE,
+    "WHEELHOUSE": _FILE,
+}
+
+FROM_ENVIRONMENT = ("BASE_IMAGE", "BUILD_CA_BUNDLE", "WHEELHOUSE", "HOST_SETUP")
+"""Keys that may also come from the process environment (`make build BASE_IMAGE=…`), over base.env and under every other file."""
+
+
+def size_bytes(value: str) -> int:
+    """`8g` → 8589934592, as Compose reads it."""
+    return int(float(value[:-1]) * _SIZES[value[-1].lower()])
+
+
+def _is_address(value: str) -> bool:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Can this host run the deployment: one check after the other, nothing changed."""

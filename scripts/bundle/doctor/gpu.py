@@ -1,0 +1,58 @@
+"""Can this host's NVIDIA GPUs carry an engine, and does a container get them?"""
+
+from collections.abc import Iterator, Sequence
+
+from bundle.doctor.check import Check, fail, ok, warn
+from bundle.machine.facts import Docker, Host, version
+from bundle.machine.gpu import MIN_CAPABILITY, Gpu, Nvidia
+
+MIN_DRIVER = 580  # CUDA 13
+TARGET_CAPABILITY = 12  # RTX 5090 is 12.0; Hopper's and datacenter Blackwell's own kernels are pruned from the image
+
+_NO_GPU = "`make up PROFILE=cpu` serves on the CPU; a GPU needs NVIDIA driver 580 or newer (Ubuntu: apt-get install nvidia-driver-580-open)"
+_TOOLKIT = "install nvidia-container-toolkit, then: nvidia-ctk runtime configure --runtime=docker && systemctl restart docker"
+
+
+def gpu_checks(docker: Docker, host: Host, nvidia: Nvidia, *, count: int) -> Iterator[Check]:
+    """Can `count` GPUs carry an engine? All but their memory, which is fit's arithmetic."""
+    if not nvidia.driver:
+        found = "an NVIDIA card without a driver" if nvidia.card else "no NVIDIA GPU for a GPU profile"
+        yield fail("gpu driver", f"{found} ({nvidia.error})", _NO_GPU)
+        return
+    if version(nvidia.driver)[0] < MIN_DRIVER:
+        yield fail("gpu driver", f"{nvidia.driver}; CUDA 13 needs {MIN_DRIVER} or newer", f"update it to {MIN_DRIVER} or newer, then reboot")
+    else:
+        yield ok("gpu driver", nvidia.driver)
+    if not nvidia.gpus:
+        yield fail("gpu", f"the driver lists none: {nvidia.error}", "install nvidia-smi (it comes with the driver); after a driver update, reboot")
+    else:
+        yield _cards(nvidia.gpus, count)
+    yield _in_containers(docker, host)
+
+
+def _cards(gpus: Sequence[Gpu], count: int) -> Check:
+    used, found = gpus[:count], ", ".join(card.label for card in gpus)
+    if len(used) < count:
+        return fail("gpu", f"{len(gpus)} of {count}: {found}", f"set HOST_GPU_COUNT={len(gpus)}")
+    if min(card.compute_capability for card in used) < MIN_CAPABILITY:
+        return fail("gpu", f"{found}: the engine has no code for a compute capability under 7.5", "`make up PROFILE=cpu`, or a newer card")
+    if any(card.compute_capability[0] != TARGET_CAPABILITY for card in used):
+        return warn("gpu", found, f"made for compute capability {TARGET_CAPABILITY}.x: kernels that only other cards use are not in the image")
+    return ok("gpu", found)
+
+
+def _in_containers(docker: Docker, host: Host) -> Check:
+    """Whether a container that asks for a GPU gets one: Docker finds NVIDIA's hook by its name, newer ones a CDI specification."""
+    name = "gpu in containers"
+    if "nvidia" in (docker.server.get("Runtimes") or {}):
+        return ok(name, "Docker has the nvidia runtime")
+    if hooks := host.programs("nvidia-container-runtime-hook", "/usr/bin"):
+        return ok(name, f"NVIDIA's hook at {hooks[0]}")
+    folders = docker.server.get("CDISpecDirs") or ["/etc/cdi", "/var/run/cdi"]
+    files = [f"{folder}/{file.name}" for folder in folders for pattern in ("*.yaml", "*.json") for file in sorted(host.path(folder).glob(pattern))]
+    described = [file for file in files if "nvidia.com/gpu" in host.read(file)]
+    if not described:
+        return fail(name, "neither the nvidia runtime nor a CDI specification", _TOOLKIT)
+    if version(docker.server.get("ServerVersion", "")) < (29, 0):
+        return fail(name, f"CDI only ({described[0]}), and Docker before 29 answers no GPU request with it", _TOOLKIT)
+    return ok(name, f"CDI: {described[0]}")

@@ -1,0 +1,106 @@
+"""How many bytes a weight takes on the device: as it is stored, or as the engine quantizes it while loading."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from bundle.base.errors import ConfigurationError
+from bundle.fit.architectures import Weight
+from bundle.fit.safetensors import DTYPE_BITS
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_PER_TENSOR = 1 << 62
+_BOTH = frozenset({"linear", "expert"})
+_EXPERTS = frozenset({"expert"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """Bits of one element, and `group_bytes` of scales for each `group` elements (0: for each row) of the `kinds` it covers."""
+
+    name: str
+    bits: int
+    group: int = _PER_TENSOR
+    group_bytes: float = 4
+    kinds: frozenset[str] = _BOTH
+
+    def bytes(self, weight: Weight) -> int:
+        elements = weight.rows * weight.columns
+        scales = ceil(ceil(elements / (self.group or weight.columns)) * self.group_bytes)
+        return weight.count * (ceil(elements * self.bits / 8) + scales)
+
+
+ONLINE = {scheme.name: scheme for scheme in (
+    Scheme(name="fp8_per_tensor", bits=8),
+    Scheme(name="fp8", bits=8),  # on an unquantized checkpoint: redirected to fp8_per_tensor
+    Scheme(name="fp8_per_channel", bits=8, group=0),
+    Scheme(name="fp8_per_block", bits=8, group=128 * 128),
+    Scheme(name="mxfp8", bits=8, group=32, group_bytes=1),
+    Scheme(name="nvfp4_per_token", bits=4, group=16, group_bytes=1),
+    Scheme(name="int8_per_channel_weight_only", bits=8, group=0, kinds=_EXPERTS),
+    Scheme(name="experts_int8", bits=8, group=0, kinds=_EXPERTS),
+)}
+"""ENGINE_QUANTIZATION on a checkpoint that is not quantized: linear layers and experts shrink, embeddings and head stay."""
+
+
+def online(name: str) -> Scheme | None:
+    """What the flag --quantization `name` makes of unquantized weights; None for "". Raises ConfigurationError for one that needs a checkpoint."""
+    if name in ("", "None"):
+        return None
+    if name not in ONLINE:
+        raise ConfigurationError(f"ENGINE_QUANTIZATION={name}: the checkpoint is not quantized, and fit knows of no {name} made while loading",
+                                 fix=f"delete the line, or use one of: {', '.join(ONLINE)}")
+    return ONLINE[name]
+
+
+def stored(config: Mapping[str, Any]) -> Scheme | None:
+    """How the checkpoint that `config` (its quantization_config) describes stores its weights; None where fit does not know the method."""
+    method = str(config.get("quant_method") or config.get("quant_algo") or "").lower()
+    bits = int(config.get("bits") or config.get("w_bit") or 4)
+    group = max(0, int(config.get("group_size") or config.get("q_group_size") or 128))  # -1: one group is a row
+    if method in ("gptq", "awq", "auto_round"):
+        return Scheme(name=f"{method} {bits} bit", bits=bits, group=group, group_bytes=2 + bits / 8)
+    if method in ("fp8", "fbgemm_fp8"):
+        rows, columns = config.get("weight_block_size") or (0, 0)
+        return Scheme(name="fp8", bits=8, group=rows * columns or _PER_TENSOR)
+    if method == "mxfp4":
+        return Scheme(name="mxfp4", bits=4, group=32, group_bytes=1, kinds=_EXPERTS)
+    if method == "compressed-tensors":
+        return _compressed(config)
+    if method.startswith("modelopt") or method in ("nvfp4", "fp4"):
+        algorithm = str((config.get("quantization") or config).get("quant_algo") or method).upper()
+        return Scheme(name=algorithm.lower(), bits=4, group=16, group_bytes=1) if "FP4" in algorithm else Scheme(name="fp8", bits=8)
+    return None
+
+
+def _compressed(config: Mapping[str, Any]) -> Scheme | None:
+    groups = list((config.get("config_groups") or {}).values())
+    weights = (groups[0].get("weights") or {}) if groups else {}
+    if not weights.get("num_bits"):
+        return None
+    bits, size = int(weights["num_bits"]), int(weights.get("group_size") or 0)
+    if weights.get("type") == "float" and bits == 4:
+        return Scheme(name="nvfp4", bits=4, group=16, group_bytes=1)
+    strategy = str(weights.get("strategy") or "")
+    group = size if size > 0 else 0 if strategy == "channel" else 128 * 128 if strategy == "block" else _PER_TENSOR
+    zero_point = 0.0 if weights.get("symmetric", True) else bits / 8
+    return Scheme(name=f"compressed-tensors {bits} bit", bits=bits, group=group, group_bytes=2 + zero_point)
+
+
+def kv_cache(config: Mapping[str, Any]) -> str:
+    """The KV cache type that a quantized checkpoint asks for where the flag says "auto"; "" when it asks for none."""
+    inner = config.get("quantization") or {}
+    said = inner.get("kv_cache_scheme") or config.get("kv_cache_scheme") or inner.get("kv_cache_quant_algo") or config.get("kv_cache_quant_algo")
+    if isinstance(said, Mapping):
+        return "nvfp4" if said.get("num_bits") == 4 else "fp8"
+    return {"FP8": "fp8", "NVFP4": "nvfp4"}.get(str(said).upper(), "")
+
+
+def loaded_bytes(weight: Weight, *, element_bits: int, scheme: Scheme | None) -> int:
+    """Bytes of `weight` on the device; `element_bits` is the width of the engine's floating-point type, `scheme` what it quantizes with."""
+    if weight.kind == "scale" or (weight.dtype and weight.dtype not in _FLOATS):
+        return weight.elements * DTYPE_BITS[weight.dtype] // 8
+    if scheme and weight.kind in scheme.kinds:
+        return scheme.bytes(weight)
+    return weight.elements * element_bits // 8

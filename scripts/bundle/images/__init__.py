@@ -1,0 +1,1 @@
+"""The images that a deployment needs, built from what lies here."""

@@ -1,0 +1,1 @@
+"""Models on this host: from the hub or a folder, verified, into the store."""

@@ -1,0 +1,1 @@
+"""Does the running service answer as an API client expects."""
