@@ -19,7 +19,9 @@ from bundle.service.deployment import Container, Deployment
 
 TAIL_LINES = 30
 POLL_S = 0.5
-_ASK_FOR_ENGINE = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8404/engine', timeout=5)"
+# Not urllib: it would ask the proxy that Docker's client hands to every container.
+_ASK_FOR_ENGINE = ("import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 8404, timeout=5); c.request('GET', '/engine'); "
+                   "sys.exit(c.getresponse().status != 200)")
 
 
 def up(settings: Settings, deployment: Deployment | None = None, *,

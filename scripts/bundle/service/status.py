@@ -15,8 +15,9 @@ RATE_WINDOW_S = 1.0
 # Runs inside the engine's container: the engine publishes no port.
 _READ = """
 import json, urllib.request
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not the proxy that Docker's client hands to every container
 def get(path):
-    with urllib.request.urlopen("http://127.0.0.1:8000" + path, timeout=5) as reply:
+    with direct.open("http://127.0.0.1:8000" + path, timeout=5) as reply:
         return reply.read().decode()
 print(json.dumps({"models": [m["id"] for m in json.loads(get("/v1/models"))["data"]], "metrics": get("/metrics")}))
 """
