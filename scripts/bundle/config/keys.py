@@ -1,4 +1,4 @@
-"""The keys that are the bundle's own (HOST_, GATEWAY_, IMAGE_, MODEL_, build knobs): what each may hold. Their values stand in env/base.env."""
+"""The keys that are the bundle's own (HOST_, GATEWAY_, HEALTH_, IMAGE_, MODEL_, build knobs): what each may hold. Their values stand in env/base.env."""
 
 import ipaddress
 import re
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bundle.base.text import near
 from bundle.config.catalogue import TARGETS
 
-PREFIXES = ("HOST_", "GATEWAY_", "IMAGE_", "MODEL_", "BUILD_")
+PREFIXES = ("HOST_", "GATEWAY_", "HEALTH_", "IMAGE_", "MODEL_", "BUILD_")
 
 _SIZE = re.compile(r"\d+(\.\d+)?[bkmgBKMG]")
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]*(@sha256:[0-9a-f]{64})?")
@@ -64,6 +64,7 @@ HOST_KEYS: dict[str, HostKey] = {
     "HOST_STOP_GRACE_S": _int(1, 3600),
     "HOST_READY_TIMEOUT_S": _int(1, 86_400),
     "HOST_GPU_COUNT": _int(1, 64),
+    "HEALTH_STALL_S": _int(10, 86_400),
     "GATEWAY_BIND": HostKey(kind="address", required=True),
     "GATEWAY_PORT": _int(0, 65_535),
     "GATEWAY_API_KEYS_FILE": _FILE,
@@ -77,6 +78,9 @@ HOST_KEYS: dict[str, HostKey] = {
     "BUILD_CA_BUNDLE": _FILE,
     "WHEELHOUSE": _FILE,
 }
+
+FOR_ENTRYPOINT = ("HEALTH_STALL_S",)
+"""Keys that docker/engine/entrypoint.py reads, beside the engine: they are handed over with the engine's own settings."""
 
 FROM_ENVIRONMENT = ("BASE_IMAGE", "BUILD_CA_BUNDLE", "WHEELHOUSE", "HOST_SETUP")
 """Keys that may also come from the process environment (`make build BASE_IMAGE=…`), over base.env and under every other file."""

@@ -11,7 +11,7 @@ from bundle.base.errors import ConfigurationError
 from bundle.base.text import near
 from bundle.config import catalogue, contradictions, envfile, profiles, verdicts
 from bundle.config.envfile import Entry, Problem
-from bundle.config.keys import FROM_ENVIRONMENT, HOST_KEYS
+from bundle.config.keys import FOR_ENTRYPOINT, FROM_ENVIRONMENT, HOST_KEYS
 from bundle.config.rules import Rules
 
 MODEL_IN_CONTAINER = "/model"
@@ -121,7 +121,7 @@ class Settings:
         own = Entry(key="HOST_ENV_FILE", value=env_file_name, file="the file that the engine's container reads, as compose.yaml sees it", line=0)
         kept = [own]
         for key, entry in self.entries.items():
-            if key in HOST_KEYS and key != "HOST_ENV_FILE":
+            if key in HOST_KEYS and key not in ("HOST_ENV_FILE", *FOR_ENTRYPOINT):
                 path = self.path(key) if HOST_KEYS[key].path else None
                 kept.append(replace(entry, value=str(path)) if path else entry)
         header = f"# The whole deployment of profile {self.profile}, flattened. Above each value: where it came from.\n"
@@ -129,7 +129,8 @@ class Settings:
 
     def flatten_engine(self) -> str:
         """The engine's own part of `flatten`: its flags and its environment, as one env file text."""
-        return envfile.render(entry for key, entry in self.entries.items() if key not in HOST_KEYS and entry.value)
+        return envfile.render(entry for key, entry in self.entries.items()
+                               if (key not in HOST_KEYS or key in FOR_ENTRYPOINT) and entry.value)
 
 
 @dataclass(frozen=True, kw_only=True)
