@@ -4,7 +4,6 @@ The engine's own health is held to that in tests/process/test_watch.py and, on a
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

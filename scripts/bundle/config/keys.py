@@ -1,4 +1,4 @@
-"""The keys that are the bundle's own (HOST_, GATEWAY_, HEALTH_, IMAGE_, MODEL_, build knobs): what each may hold. Their values stand in env/base.env."""
+"""The keys that are the bundle's own (HOST_, GATEWAY_, HEALTH_, IMAGE_, MODEL_, build knobs), and what each may hold; env/base.env has the values."""
 
 import ipaddress
 import re
