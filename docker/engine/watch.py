@@ -35,7 +35,7 @@ from vitals import Engine, Metrics, NoAnswer, Process, Reply, TooLate
 
 LOOK_S = 1.0
 ASK_S = 5.0
-"""Between two looks at /health and /metrics, once the engine is ready; every look asks until then."""
+"""Between two looks at /health and /metrics, once the engine is ready (a tenth of HEALTH_STALL_S if that is less); every look asks until then."""
 ANSWER_S = 10.0
 """How long /health and /metrics are waited for: an engine that is full answers late."""
 PROBE_S = 30.0
@@ -45,8 +45,8 @@ AGAIN_S = 5.0
 """Between two probes of an engine that failed one."""
 GAP_S = 2 * ANSWER_S
 """What lies between two looks counts as no more than this: the container was paused, or the machine asleep."""
-BUSY = 0.1
-"""Of one processor: what computes uses far more, what waits for a process that has stopped uses 0.01."""
+BUSY = 0.05
+"""Of one processor: what computes uses far more, even on a crowded machine; what waits for a process that has stopped uses 0.01."""
 PATIENCE = 10
 """As many times HEALTH_STALL_S for an engine that computes."""
 STALE_S = 60.0
@@ -130,7 +130,7 @@ class Watch:
     def __init__(self, engine: Engine, processes: Callable[[], Sequence[Process]], *, leader: int, cpu_counts: bool, stall_s: float,
                  clock: Callable[[], float] = time.monotonic) -> None:
         self._engine, self._processes, self._leader, self._cpu_counts, self._clock = engine, processes, leader, cpu_counts, clock
-        self._stall_s, self._sign_s = stall_s, stall_s / 4
+        self._stall_s, self._sign_s, self._ask_s = stall_s, stall_s / 4, min(ASK_S, stall_s / 10)
         self._looked_at, self._now = clock(), 0.0
         self._ask_at, self._probe_at = 0.0, 0.0
         self._cpu: dict[bool, float] = {}
@@ -162,7 +162,7 @@ class Watch:
             self._moved_at = self._now  # once it goes on, it is given its time anew
             return self._still(self._now - self._stopped_since, f"{stopped.name} (process {stopped.pid}) is stopped (SIGSTOP)")
         if self._now >= self._ask_at or not self._said.ready:
-            self._ask_at = self._now + ASK_S
+            self._ask_at = self._now + self._ask_s
             self._said = self._asked()
         return self._said
 
