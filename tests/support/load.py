@@ -1,0 +1,63 @@
+"""Clients that stream all the time, and count what became of every request."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import requests
+
+TOKENS = 24
+PAUSE_S = 0.2
+
+
+@dataclass(kw_only=True)
+class Load:
+    """What became of the requests so far: right, refused (503, in form, with Retry-After), lost (no or half an answer), or any other status."""
+
+    seen: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def sent(self) -> int:
+        return self.seen.total()
+
+
+@contextmanager
+def streaming(url: Callable[[], str], model: str, *, clients: int = 16) -> Iterator[Load]:
+    """`clients` of them ask the gateway at `url()` for as long as the block runs; the last requests end before it returns."""
+    load, lock, over = Load(), threading.Lock(), threading.Event()
+    address = url()
+
+    def ask() -> None:
+        while not over.is_set():
+            outcome = _one(address, model)
+            with lock:
+                load.seen[outcome] += 1
+            if outcome != "right":
+                over.wait(PAUSE_S)
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield load
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def _one(url: str, model: str) -> str:
+    question = {"model": model, "prompt": "Hello", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
+    try:
+        with requests.post(f"{url}/v1/completions", json=question, stream=True, timeout=120) as reply:
+            if reply.status_code == 503 and "Retry-After" in reply.headers and set(reply.json()["error"]) == {"message", "type", "param", "code"}:
+                return "refused"
+            if reply.status_code != 200:
+                return f"{reply.status_code}: {reply.text[:200]}"
+            events = [line for line in reply.iter_lines() if line]
+    except (requests.RequestException, ValueError) as error:
+        return f"lost: {type(error).__name__}"
+    whole = events and events[-1] == b"data: [DONE]" and len(events) > TOKENS
+    return "right" if whole else f"lost: ends after {len(events)} events"
