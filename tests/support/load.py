@@ -1,5 +1,6 @@
 """Clients that stream all the time, and count what became of every request."""
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -49,15 +50,18 @@ def streaming(url: Callable[[], str], model: str, *, clients: int = 16) -> Itera
 
 
 def _one(url: str, model: str) -> str:
-    question = {"model": model, "prompt": "Hello", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
+    question = {"model": model, "prompt": "Hello", "max_tokens": TOKENS, "ignore_eos": True, "stream": True,
+                "stream_options": {"include_usage": True}}
     try:
         with requests.post(f"{url}/v1/completions", json=question, stream=True, timeout=120) as reply:
             if reply.status_code == 503 and "Retry-After" in reply.headers and set(reply.json()["error"]) == {"message", "type", "param", "code"}:
                 return "refused"
             if reply.status_code != 200:
                 return f"{reply.status_code}: {reply.text[:200]}"
-            events = [line for line in reply.iter_lines() if line]
-    except (requests.RequestException, ValueError) as error:
+            events = [line.removeprefix(b"data: ") for line in reply.iter_lines() if line]
+            if events[-1:] != [b"[DONE]"]:
+                return "lost: no whole stream"
+            tokens = json.loads(events[-2])["usage"]["completion_tokens"]
+            return "right" if tokens == TOKENS else f"{tokens} tokens"
+    except (requests.RequestException, ValueError, LookupError) as error:
         return f"lost: {type(error).__name__}"
-    whole = events and events[-1] == b"data: [DONE]" and len(events) > TOKENS
-    return "right" if whole else f"lost: ends after {len(events)} events"
