@@ -202,12 +202,21 @@ class FakeDeployment(Deployment):
         match [argument for argument in arguments if argument not in ("--detach", "--no-build", "--remove-orphans", "--no-deps", "--profile", "*")]:
             case ["--dry-run", "up"]:
                 for service, wanted in world.wanted(self).items():
-                    there = service in world.containers
-                    action = ("Recreate" if world.differs(service, wanted) else "Running") if there else "Creating"
-                    said += f" DRY-RUN MODE -  Container fake-{service}-1  {action}\n"
+                    there = world.containers.get(service)
+                    if there is None:
+                        steps = [f"{service}-1  Creating", f"{service}-1  Created", f"{service}-1  Starting"]
+                    elif there.state == "created":  # by an interrupted change, and not renamed yet
+                        said += f" DRY-RUN MODE -  Container {there.id}_fake-{service}-1  Starting\n"
+                        steps = []
+                    elif world.differs(service, wanted):
+                        steps = [f"{service}-1  Recreate", f"{service}-1  Recreated"]
+                    else:
+                        steps = [f"{service}-1  {'Running' if there.state == 'running' else 'Starting'}"]
+                    said += "".join(f" DRY-RUN MODE -  Container fake-{step}\n" for step in steps)
             case ["up", *rest]:
                 if world.conflicts:
                     world.conflicts -= 1
+                    world.make(self, "engine", world.wanted(self)["engine"], state="created")  # the daemon got so far meanwhile
                     assert failure is not None
                     raise failure('Error response from daemon: Conflict. The container name "/fake-engine-1" is already in use by container "ab".')
                 assert not any(c.state == "created" for c in world.containers.values()), "Compose stumbles over what an interrupted run has left"

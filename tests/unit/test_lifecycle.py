@@ -79,12 +79,22 @@ def test_what_an_interrupted_run_has_left_is_cleared_away(world: World) -> None:
     world.conflicts = 2  # the daemon is still at it
     lifecycle.apply(deployment, world.env())
     assert world.containers["engine"].state == "running"
+    assert world.time >= 30, "and it is waited for"
 
 
 def test_a_name_that_stays_taken_is_told(world: World) -> None:
     world.conflicts = 100
     with pytest.raises(PrerequisiteError, match="already in use"):
         lifecycle.apply(world.deployment(), world.env())
+
+
+def test_what_was_stopped_is_started_and_waited_for(world: World) -> None:
+    serving(world)
+    for container in world.containers.values():
+        container.state = "exited"
+    before = world.time
+    assert lifecycle.apply(world.deployment(), world.env()) is True
+    assert world.time - before >= 30
 
 
 # --- change with one engine
@@ -249,6 +259,13 @@ def test_replicas_are_added_and_taken_away_without_a_gap(world: World) -> None:
     assert set(world.containers) == {"gateway", "engine", "engine-2", "engine-3"}
     lifecycle.apply(world.deployment(), world.env())
     assert set(world.containers) == {"gateway", "engine"}
+    clients = settled(world).clients
+    assert (clients.lost, clients.refused) == (0, 0)
+
+
+def test_a_replica_that_is_added_serves_before_the_first_one_is_changed(world: World) -> None:
+    serving(world)
+    lifecycle.apply(world.deployment(), world.env(HOST_REPLICAS="2", ENGINE_MAX_NUM_SEQS="4"))
     clients = settled(world).clients
     assert (clients.lost, clients.refused) == (0, 0)
 

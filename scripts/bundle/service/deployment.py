@@ -26,7 +26,7 @@ WORK_S = 120
 """What Docker and Compose may take for their own part of a change, beside what they wait for."""
 ATTEMPTS, PAUSE_S = 5, 1.0
 _CONFLICT = "is already in use by container"
-_PLANNED = re.compile(r"Container (?P<name>\S+)\s+(?P<action>Recreate|Creat(?:e|ing|ed)|Running)\s*$", re.MULTILINE)
+_PLANNED = re.compile(r"Container (?P<name>\S+)\s+(?P<action>Recreate|Creat|Start|Running)(?:e|ing|ed)?\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,28 +168,29 @@ class Deployment:
     def start(self, *arguments: str) -> None:
         """`docker compose up`, without building. Raises PrerequisiteError with what Docker said.
 
-        A run that was interrupted may leave containers that were made and never started, some made by the daemon after the client had gone:
-        they hold nothing and are removed, or Compose stumbles over their names.
+        After an interruption the daemon may still be making containers for a client that has gone, and Compose stumbles over their names.
         """
         limit_s = self.stop_limit_s
         for attempt in range(1, ATTEMPTS + 1):
-            self.remove_unstarted()
             try:
                 self.compose("up", "--detach", "--no-build", *arguments, timeout_s=limit_s, failure=PrerequisiteError)
             except PrerequisiteError as error:
                 if _CONFLICT not in error.message or attempt == ATTEMPTS:
                     raise
                 self.clock.sleep(PAUSE_S)
+                self.remove_unstarted()
             else:
                 return
 
     def plan(self) -> dict[str, str]:
-        """What `start` would do to each service that the env file asks for: Running (nothing), Recreate, or Create."""
+        """What `start` would do to each service that the env file asks for: Running (nothing), Start, Recreate, or Creat (make it)."""
         said = self.compose("--dry-run", "up", "--detach", "--no-build", failure=PrerequisiteError)
         prefix = f"{self.project}-"
-        found = {match["name"].removeprefix(prefix).rpartition("-")[0]: match["action"] for match in _PLANNED.finditer(said.stdout + said.stderr)
-                 if match["name"].startswith(prefix)}
-        return {service: "Create" if action.startswith("Creat") else action for service, action in found.items()}
+        found: dict[str, str] = {}
+        for match in _PLANNED.finditer(said.stdout + said.stderr):
+            if match["name"].startswith(prefix):  # the first line of a container says what comes; those after it, how far it is
+                found.setdefault(match["name"].removeprefix(prefix).rpartition("-")[0], match["action"])
+        return found
 
     # --- the daemon
 
@@ -199,7 +200,7 @@ class Deployment:
         return {container.service: container for container in found}
 
     def remove_unstarted(self) -> None:
-        """Remove the project's containers that were made and never started."""
+        """Remove the project's containers that were made and never started, as an interrupted run leaves them; they hold nothing."""
         with daemon.reachable():
             for each in self._own():
                 if each.status == "created":
