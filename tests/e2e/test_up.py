@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import requests
@@ -65,7 +66,7 @@ def test_status_of_nothing_exits_5_and_down_of_nothing_is_no_error(project: Proj
 
 
 def test_a_restart_under_16_streams_loses_none(served: Project) -> None:
-    with streaming(lambda: served.url, SELFTEST) as load:
+    with streaming(served.url, SELFTEST) as load:
         wait_until(lambda: load.seen["right"] >= 16, deadline_s=120, what="16 answers before the restart")
         restart = served.script("restart")
         assert restart.returncode == 0, restart.stderr
@@ -84,7 +85,7 @@ def test_changes_reach_only_what_depends_on_them_lose_no_stream_and_what_fails_g
     assert second["gateway"].id != first["gateway"].id
     assert project.url == port, "GATEWAY_PORT=0 is chosen once"
 
-    with streaming(lambda: project.url, SELFTEST) as load:
+    with streaming(project.url, SELFTEST, pause_s=0.5) as load:
         wait_until(lambda: load.seen["right"] >= 16, deadline_s=120, what="16 answers before the change")
         changed = project.up("--set", "GATEWAY_TIMEOUT_S=1800", "--set", "ENGINE_MAX_NUM_SEQS=12")
         assert changed.returncode == 0, changed.stderr
@@ -122,12 +123,15 @@ def test_changes_reach_only_what_depends_on_them_lose_no_stream_and_what_fails_g
     assert sorted(path.name for path in STATE.glob(f"{project.name}.*")) == [f"{project.name}.lock"]
 
 
-def test_a_roll_of_two_engines_under_16_streams_interrupts_nothing(project: Project) -> None:
+def test_after_interruptions_two_engines_come_up_and_a_roll_under_16_streams_interrupts_nothing(project: Project) -> None:
+    for seconds in (1.5, 2, 4):  # while it makes the containers, or starts them, or waits
+        with suppress(subprocess.TimeoutExpired):
+            project.up("--set", f"ENGINE_MAX_NUM_SEQS={seconds * 2:g}", timeout_s=seconds)
     up = project.up("--set", "HOST_REPLICAS=2", "--set", "HOST_ENGINE_MEMORY=5g")
     assert up.returncode == 0, up.stderr
     before = project.containers()
     assert set(before) == {"gateway", "engine", "engine-2"}
-    with streaming(lambda: project.url, SELFTEST) as load:
+    with streaming(project.url, SELFTEST, pause_s=2) as load:
         wait_until(lambda: load.seen["right"] >= 16, deadline_s=120, what="16 answers before the roll")
         roll = project.script("roll", "--profile", "cpu", "--set", "GATEWAY_PORT=0", "--set", "HOST_REPLICAS=2", "--set", "HOST_ENGINE_MEMORY=5g")
         assert roll.returncode == 0, roll.stderr

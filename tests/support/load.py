@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -25,18 +25,16 @@ class Load:
 
 
 @contextmanager
-def streaming(url: Callable[[], str], model: str, *, clients: int = 16) -> Iterator[Load]:
-    """`clients` of them ask the gateway at `url()` for as long as the block runs; the last requests end before it returns."""
+def streaming(url: str, model: str, *, clients: int = 16, pause_s: float = 0) -> Iterator[Load]:
+    """`clients` of them ask the gateway at `url` while the block runs, with `pause_s` after each answer; it returns when the last has its own."""
     load, lock, over = Load(), threading.Lock(), threading.Event()
-    address = url()
 
     def ask() -> None:
         while not over.is_set():
-            outcome = _one(address, model)
+            outcome = _one(url, model)
             with lock:
                 load.seen[outcome] += 1
-            if outcome != "right":
-                over.wait(PAUSE_S)
+            over.wait(pause_s if outcome == "right" else PAUSE_S)
 
     threads = [threading.Thread(target=ask) for _ in range(clients)]
     for thread in threads:

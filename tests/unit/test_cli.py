@@ -8,6 +8,8 @@ import pytest
 
 from bundle import cli
 from bundle.base import console
+from bundle.service import lifecycle
+from bundle.service.deployment import Deployment
 
 PROXY = "http://operator:pa$$w0rd@proxy.test:3128"
 
@@ -23,6 +25,12 @@ def test_any_failure_of_the_system_is_exit_3_with_the_files_name(tmp_path: Path,
         return len((tmp_path / "of another user").read_text())
     assert cli.run(main, []) == 3
     assert capsys.readouterr().err.startswith(f"error: {tmp_path}/of another user: No such file or directory")
+
+
+def test_a_deployment_whose_files_are_another_users_is_exit_3_with_the_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "vllm.lock").mkdir()  # root may open everything; nobody can open a folder as a file
+    assert cli.run(lambda _: int(lifecycle.down(Deployment(state=tmp_path), volumes=False)), []) == 3
+    assert f"{tmp_path}/vllm.lock: Is a directory" in capsys.readouterr().err
 
 
 def test_a_failure_without_a_file_is_told_too(capsys: pytest.CaptureFixture[str]) -> None:

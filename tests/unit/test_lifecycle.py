@@ -242,6 +242,22 @@ def test_a_roll_and_a_restart_with_two_engines_interrupt_nothing(world: World, r
     assert (clients.lost, clients.refused) == (0, 0)
 
 
+def test_an_engine_that_does_not_serve_is_replaced_first(world: World) -> None:
+    serving(world, HOST_REPLICAS="2")
+    world.containers["engine-2"].behaviour = NEVER
+    lifecycle.apply(world.deployment(), world.env(HOST_REPLICAS="2", ENGINE_MAX_NUM_SEQS="4"))
+    assert settled(world).clients.refused == 0
+
+
+def test_an_engine_that_still_loads_is_replaced_without_talk_of_a_gap(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.behaviour = lambda values: Behaviour() if values.get("ENGINE_MAX_NUM_SEQS") else NEVER
+    deployment = world.deployment()
+    deployment.write(world.env())
+    deployment.start()
+    lifecycle.apply(deployment, world.env(ENGINE_MAX_NUM_SEQS="4"))
+    assert "nothing is answered" not in capsys.readouterr().err
+
+
 def test_a_bad_change_with_two_engines_takes_none_of_the_service(world: World) -> None:
     serving(world, HOST_REPLICAS="2")
     second = world.containers["engine-2"].id

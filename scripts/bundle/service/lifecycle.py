@@ -73,7 +73,7 @@ def down(deployment: Deployment, *, volumes: bool) -> bool:
         containers = deployment.containers()
         limit_s = deployment.stop_limit_s
         if GATEWAY in containers:
-            traffic.drain(deployment, _running_engines(containers))
+            traffic.drain(deployment, _in_order(containers))
             # Before the engines: it lets answers end that it still sends, and closes its port last of all that clients see.
             deployment.compose("stop", GATEWAY, timeout_s=limit_s)
         if containers or volumes:
@@ -91,7 +91,7 @@ def restart(deployment: Deployment, ready_timeout_s: float | None = None) -> Non
     """
     with deployment.locked("restart"):
         before = deployment.containers()
-        engines = sorted(name for name in before if is_engine(name))
+        engines = _in_order(before)
         if not engines or not deployment.is_written:
             raise PrerequisiteError(f"project {deployment.project} is not up", fix="make up")
         good = kept.read(deployment, kept.GOOD)
@@ -138,7 +138,7 @@ def _converge(deployment: Deployment, before: Mapping[str, Container], *, recrea
     """Let Compose make what the env file says, so that what serves goes on serving where another engine can; how long an engine took."""
     deployment.remove_unstarted()
     plan = deployment.plan()
-    serving = _running_engines(before)
+    serving = [name for name in _in_order(before) if before[name].state == "running"]
     fresh = [name for name in plan if is_engine(name) and name not in serving]
     changed = [name for name in serving if name in plan and (recreate or plan[name] != "Running")]
     ready_s = 0.0
@@ -171,7 +171,7 @@ def _drained(deployment: Deployment, name: str) -> Iterator[None]:
 
 
 def _announce(before: Mapping[str, Container], last_ready_s: float, *, replaced: int) -> None:
-    if replaced and len(_running_engines(before)) == 1:
+    if replaced and [before[name].healthy for name in _in_order(before)] == [True]:
         how_long = f"about {last_ready_s:.0f} s, as its last start took" if last_ready_s else "as long as the model takes to load"
         console.warn(f"the only engine is replaced: nothing is answered for {how_long}; until then clients get 503 with Retry-After "
                      "(HOST_REPLICAS=2 has no such gap)")
@@ -212,8 +212,9 @@ def _stop_failed(deployment: Deployment) -> None:
         deployment.compose("stop", timeout_s=deployment.stop_limit_s, failure=None)
 
 
-def _running_engines(containers: Mapping[str, Container]) -> list[str]:
-    return sorted(name for name, container in containers.items() if container.is_engine and container.state == "running")
+def _in_order(containers: Mapping[str, Container]) -> list[str]:
+    """The engines, in the order in which to touch them: those that do not serve first."""
+    return sorted((name for name in containers if is_engine(name)), key=lambda name: (containers[name].healthy, name))
 
 
 def _identities(containers: Mapping[str, Container]) -> set[tuple[str, str]]:
