@@ -86,6 +86,7 @@ class World:
         self.calls: list[tuple[str, ...]] = []
         self.interrupt_at: int | None = None
         self.conflicts = 0
+        self.dry_run_says_nothing = False
         self.count = 0
 
     def deployment(self) -> "FakeDeployment":
@@ -200,7 +201,11 @@ class FakeDeployment(Deployment):
             raise KeyboardInterrupt
         said = ""
         match [argument for argument in arguments if argument not in ("--detach", "--no-build", "--remove-orphans", "--no-deps", "--profile", "*")]:
+            case ["config", "--services"]:
+                said = "".join(f"{service}\n" for service in world.wanted(self))
             case ["--dry-run", "up"]:
+                if world.dry_run_says_nothing:
+                    return CompletedProcess(arguments, 0, "", "")
                 for service, wanted in world.wanted(self).items():
                     there = world.containers.get(service)
                     if there is None:

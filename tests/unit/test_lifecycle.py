@@ -124,6 +124,17 @@ def test_a_request_that_outlasts_the_drain_is_told_of(world: World, capsys: pyte
     assert world.time - before < 30 + 30 + 10
 
 
+def test_a_compose_that_tells_its_plan_in_other_words_loses_nothing(world: World) -> None:
+    serving(world)
+    world.dry_run_says_nothing = True
+    engine = world.containers["engine"].id
+    lifecycle.apply(world.deployment(), world.env())
+    assert world.containers["engine"].id == engine
+    lifecycle.apply(world.deployment(), world.env(ENGINE_MAX_NUM_SEQS="4"))
+    assert world.containers["engine"].id != engine
+    assert settled(world).clients.lost == 0
+
+
 def test_a_changed_gateway_leaves_the_engine_alone(world: World) -> None:
     engine = serving(world).containers["engine"].id
     lifecycle.apply(world.deployment(), world.env(GATEWAY_TIMEOUT_S="60"))

@@ -183,14 +183,18 @@ class Deployment:
                 return
 
     def plan(self) -> dict[str, str]:
-        """What `start` would do to each service that the env file asks for: Running (nothing), Start, Recreate, or Creat (make it)."""
+        """What `start` would do to each service that the env file asks for: Running (nothing), Start, Recreate, or Creat (make it).
+
+        What Compose does not tell counts as a change, for which a service is drained in vain at most.
+        """
+        wanted = self.compose("config", "--services", failure=PrerequisiteError).stdout.split()
         said = self.compose("--dry-run", "up", "--detach", "--no-build", failure=PrerequisiteError)
         prefix = f"{self.project}-"
         found: dict[str, str] = {}
         for match in _PLANNED.finditer(said.stdout + said.stderr):
             if match["name"].startswith(prefix):  # the first line of a container says what comes; those after it, how far it is
                 found.setdefault(match["name"].removeprefix(prefix).rpartition("-")[0], match["action"])
-        return found
+        return {service: found.get(service, "Recreate") for service in wanted}
 
     # --- the daemon
 

@@ -147,7 +147,7 @@ def _converge(deployment: Deployment, before: Mapping[str, Container], *, recrea
             _announce(before, last_ready_s, replaced=len(changed))
         for name in (*fresh, *changed):  # what is added serves before anything is taken away
             with _drained(deployment, name):
-                deployment.start("--no-deps", *(["--force-recreate"] if name in changed else []), name)
+                deployment.start("--no-deps", *(["--force-recreate"] if recreate else []), name)
             ready_s = readiness.wait(deployment, [name], before)
         for name in set(serving) - set(plan):
             with console.step(f"{name} removed"), _drained(deployment, name):
