@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from bundle.bench import composeruntime
-from bundle.service import lifecycle, status
+from bundle.service import status
 from support.gateway import Door, Site, docker, operational
 from support.project import wait_until
 
@@ -32,11 +32,10 @@ def door(site: Site) -> Door:
     return site.open(environment=NOWHERE)
 
 
-def test_the_gateways_health_and_the_question_for_its_engine_ask_no_proxy(door: Door) -> None:
+def test_the_gateways_health_asks_no_proxy(door: Door) -> None:
     assert NOWHERE.items() <= dict(line.partition("=")[::2] for line in docker("exec", door.name, "env").splitlines()).items()
     wait_until(lambda: operational(door), deadline_s=30, what="the gateway has found its engine")
     assert docker("exec", door.name, "python3", "/opt/bundle/gateway_health.py") == ""
-    assert docker("exec", door.name, "python3", "-c", lifecycle._ASK_FOR_ENGINE) == ""
 
 
 def test_what_status_and_the_benchmark_ask_the_engine_beside_it_goes_by_no_proxy(site: Site, door: Door) -> None:

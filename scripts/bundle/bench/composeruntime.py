@@ -112,7 +112,7 @@ class ComposeRuntime:
 
     def probe(self) -> dict[str, Any]:
         """As Runtime.probe, in a container like the engine's: its image, GPU, limits and environment."""
-        self.deployment.write(self._prepared)
+        self.deployment.write(self.deployment.texts(self._prepared))
         done = self.deployment.compose("run", "--rm", "--no-deps", "-T", "--entrypoint", PYTHON, "engine", f"{FOLDER}/benchprobe.py",
                                        timeout_s=PROBE_LIMIT_S)
         found: dict[str, Any] = runtimes.last_json(done.stdout, "benchprobe.py")
@@ -142,7 +142,7 @@ class ComposeRuntime:
 
     def _own(self, settings: Settings) -> Settings:
         values = {"HOST_PROJECT": self.deployment.project, "GATEWAY_BIND": "127.0.0.1", "GATEWAY_PORT": "0"}
-        return runtimes.overridden(settings, values, "set by the benchmark")
+        return settings.overridden(values, "set by the benchmark")
 
     def _failed(self, error: NotReadyError, label: str) -> StartFailed:
         """The engine's own error where it ended by itself; else what `make up` says: out of memory, or too slow."""

@@ -103,6 +103,7 @@ def runnable(compose: str, policies: Mapping[str, str]) -> str:
     def without_build(match: re.Match[str]) -> str:
         return f"{match['before']}    pull_policy: {policies[match['service']]}\n"
 
+    compose = re.sub(r"^  engine-\d+: \{", lambda replica: f"{replica[0]}pull_policy: {policies['engine']}, ", compose, flags=re.MULTILINE)
     # A service's name, its keys up to `build:`, and the deeper lines that belong to it.
     return re.sub(r"(?P<before>^  (?P<service>[\w-]+):\n(?:    .*\n|\n)*?)    build:\n(?:      .*\n)+", without_build, compose, flags=re.MULTILINE)
 
