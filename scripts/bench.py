@@ -14,9 +14,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import bundle.venv  # noqa: F401
 from bundle import cli, venv
+
+if TYPE_CHECKING:
+    from bundle.bench.campaign import Order
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     if options.list:
         _list()
         return 0
-    folder = campaign.existing_run(options.report) if options.report else campaign.measure(options, analysed=not missing)
+    folder = campaign.existing_run(options.report) if options.report else campaign.measure(_order(options), analysed=not missing)
     if missing:  # a GPU pod without a network: what was measured there becomes a report elsewhere
         console.warn(f"no report is written here, and what was faster each for itself is not measured at once: {sys.executable} "
                      f"lacks {', '.join(missing)}. Copy {folder} to reports/ of another host, "
@@ -56,7 +60,8 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=_count, metavar="N", help="visits to each cell (default: the suite's)")
     parser.add_argument("--repeats", type=_count, metavar="N", help="measured loads of each workload in a visit (default: the suite's)")
     parser.add_argument("--run", metavar="NAME", help="folder under reports/; one that was broken off goes on (default: date and suite)")
-    parser.add_argument("--env-file", metavar="FILE", action="append", default=[], type=Path, help="lay FILE under every cell; repeatable")
+    parser.add_argument("--env-file", metavar="FILE", action="append", default=[], dest="env_files", type=Path,
+                        help="lay FILE under every cell; repeatable")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="one value under every cell; repeatable")
     parser.add_argument("--runtime", choices=("compose", "process"), default="compose", help="process: vLLM is installed here and Docker is not")
     parser.add_argument("--side-by-side", type=_count, metavar="N", default=1,
@@ -69,6 +74,13 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     if options.side_by_side > 1 and (options.runtime != "process" or not options.card_gib):
         parser.error("--side-by-side needs --runtime process and --card-gib: each engine must know its share of the GPU")
     return options
+
+
+def _order(options: argparse.Namespace) -> "Order":
+    from bundle.bench.campaign import Order
+
+    given = {key: value for key, value in vars(options).items() if key in Order.__dataclass_fields__ and value is not None}
+    return Order(**given)
 
 
 def _count(text: str) -> int:

@@ -9,7 +9,6 @@ can be fetched but this Python has them (a rented GPU pod without a network), th
 
 from __future__ import annotations  # a Python that is too old has to get as far as the message about it
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -23,6 +22,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from bundle import ROOT, STATE
+from bundle.base import files
 from bundle.base.errors import INTERRUPTED, PrerequisiteError
 from bundle.machine import apt
 
@@ -82,7 +82,7 @@ def _fill(lock: Path) -> None:
          fix="is the package index reachable? behind a proxy set PIP_INDEX_URL, PIP_CERT and HTTPS_PROXY as for any pip")
     for held in {lock, *ROOT.glob("requirements*.lock")}:
         if _pins(held) <= _pins(lock):
-            _stamp(held).write_text(_digest(held))
+            _stamp(held).write_text(files.digest(held))
     print(f"✓ Python packages {time.monotonic() - started:.1f}s", file=sys.stderr, flush=True)
 
 
@@ -90,13 +90,9 @@ def _stamp(lock: Path) -> Path:
     return VENV / f".{lock.name}.sha256"
 
 
-def _digest(lock: Path) -> str:
-    return hashlib.sha256(lock.read_bytes()).hexdigest()
-
-
 def _holds(lock: Path) -> bool:
     stamp = _stamp(lock)
-    return stamp.is_file() and stamp.read_text() == _digest(lock) and _sound()
+    return stamp.is_file() and stamp.read_text() == files.digest(lock) and _sound()
 
 
 def _pins(lock: Path) -> set[str]:

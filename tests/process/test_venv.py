@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bundle import ROOT, venv
+from bundle.base import files
 
 SCRIPT = "import sys\nimport bundle.venv\nprint(sys.prefix, *sys.argv[1:])\n"
 # Not the .venv that the tests themselves run in.
@@ -20,7 +21,7 @@ PYTHON = str(Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.ver
 def make_repo(folder: Path) -> Path:
     """A copy of what venv.py needs, one script, and two locks without packages: a .venv without the index."""
     (folder / "scripts/bundle").mkdir(parents=True)
-    for name in ("__init__", "venv", "base/__init__", "base/errors", "machine/__init__", "machine/apt"):
+    for name in ("__init__", "venv", "base/__init__", "base/errors", "base/files", "machine/__init__", "machine/apt"):
         (folder / f"scripts/bundle/{name}").parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / f"scripts/bundle/{name}.py", folder / f"scripts/bundle/{name}.py")
     (folder / "scripts/hello.py").write_text(SCRIPT)
@@ -104,7 +105,7 @@ def test_importing_it_from_anything_but_a_script_changes_nothing(repo: Path) -> 
 def test_an_interpreter_that_does_not_end_up_inside_is_not_started_for_ever(repo: Path) -> None:
     folder = fake_venv(repo)
     (folder / "bin/python").write_text(f'#!/bin/sh\nexec {PYTHON} "$@"\n')
-    (folder / ".requirements.lock.sha256").write_text(venv._digest(repo / "requirements.lock"))
+    (folder / ".requirements.lock.sha256").write_text(files.digest(repo / "requirements.lock"))
     done = run(repo, "scripts/hello.py")
     assert done.returncode == 3
     assert "does not run inside .venv" in done.stderr
@@ -145,7 +146,7 @@ def test_a_changed_lock_is_installed_again(repo: Path) -> None:
 
 def test_a_failed_installation_is_told_and_tried_again(repo: Path) -> None:
     folder = fake_venv(repo, pip="echo 'ERROR: no route to the index' >&2; exit 1")
-    (folder / ".requirements-dev.lock.sha256").write_text(venv._digest(repo / "requirements-dev.lock"))
+    (folder / ".requirements-dev.lock.sha256").write_text(files.digest(repo / "requirements-dev.lock"))
     done = run(repo, "scripts/bundle/venv.py", "requirements.lock")
     assert done.returncode == 3
     assert "ERROR: no route to the index" in done.stderr

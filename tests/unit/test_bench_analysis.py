@@ -40,7 +40,7 @@ def test_the_result_is_written_beside_the_legs_and_holds_the_run(tmp_path: Path)
         assert key == "cells" or result[key] == value
     assert result["complete"]
     assert result["recommendation"]["base_profile"] == "throughput"
-    assert not list((tmp_path / "run").glob("*.part"))
+    assert not list((tmp_path / "run").glob("*.new"))
 
 
 def test_a_faster_a_slower_and_an_equal_cell_get_their_verdicts_in_every_metric(tmp_path: Path) -> None:

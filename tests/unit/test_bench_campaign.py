@@ -1,6 +1,5 @@
 """What a run adds to itself at its end: the settings that were faster each for itself, at once. Results are synthetic; nothing is started."""
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from support import benchruns
 from support.benchruns import CONTROL, FASTER, NEUTRAL, SLOWER, SyntheticCell
 
 SEQUENCES = SyntheticCell(name="seqs-128", axis="sequences", sets=("ENGINE_MAX_NUM_SEQS=128",), speed=1.15)
-OPTIONS = argparse.Namespace(env_file=[], sets=["ENGINE_SEED=7"], card_gib=None)
+OPTIONS = campaign.Order(sets=["ENGINE_SEED=7"])
 
 
 def job(folder: Path, *cells: SyntheticCell, sets: tuple[str, ...] = ()) -> Job:
@@ -66,8 +65,7 @@ def test_a_run_of_requests_that_are_too_long_ends_before_it_begins(monkeypatch: 
     monkeypatch.setattr(campaign, "REPORTS", tmp_path)
     monkeypatch.setattr(campaign, "_runtime", lambda *_: object())
     monkeypatch.setattr(campaign, "_too_long", lambda workload, _: f"  {workload.name}: too long")
-    given = argparse.Namespace(suite="cpu", cells=[], workloads=["cpu-rate"], rounds=None, repeats=None, run="r", runtime="compose", card_gib=None,
-                               side_by_side=1, env_file=[], sets=[])
+    given = campaign.Order(suite="cpu", workloads=["cpu-rate"], run="r")
     with pytest.raises(ConfigurationError, match="cpu-rate: too long"):
         campaign.measure(given, analysed=True)
     assert not list(tmp_path.iterdir())
@@ -102,8 +100,7 @@ def test_the_run_asks_for_it_once_all_else_is_measured(tmp_path: Path, monkeypat
     monkeypatch.setattr(campaign, "_runtime", lambda *_: object())
     monkeypatch.setattr(campaign, "_together", lambda *_: asked.append(True))
     monkeypatch.setattr(runner, "run", lambda _job, _runtime, follow_up: follow_up())
-    given = argparse.Namespace(suite="cpu", cells=[], workloads=[], rounds=None, repeats=None, run="r", runtime="compose", card_gib=None,
-                               side_by_side=1, env_file=[], sets=[])
+    given = campaign.Order(suite="cpu", run="r")
     for analysed in (False, True):
         campaign.measure(given, analysed=analysed)
     assert asked == [True]

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bundle.base import files
 from bundle.base.errors import BundleError, ConfigurationError
 from bundle.bench import recommend, roofline, startphases, statistics
 from bundle.bench.matrix import TOGETHER
@@ -43,9 +44,7 @@ def analyse(run_dir: Path) -> dict[str, Any]:
     wrong = [name for name, cell in result["cells"].items() if cell["output_check"]["verdict"] == "different"]
     result["comparisons"] = list(_compared(cells, control, wrong))
     result["recommendation"] = recommend.recommend(result)
-    draft = run_dir / f"{RESULT}.part"
-    draft.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draft.replace(run_dir / RESULT)
+    files.write_whole(run_dir / RESULT, json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -1,8 +1,7 @@
-"""From the options of `make bench` to a measured run: the suite, every cell's settings, the runtime, the folder; checked before anything starts."""
+"""From an order to a measured run: the suite, every cell's settings, the runtime, the folder; checked before anything starts."""
 
-import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +24,42 @@ EMPTY_CARD_TAKES_GIB = 1.0
 """Of an empty card's memory: 0.5 GiB for the engine's context, 0.5 that `auto` leaves free (docker/engine/entrypoint.py)."""
 
 
-def measure(options: argparse.Namespace, *, analysed: bool) -> Path:
-    """Measure what `options` (of scripts/bench.py) ask for; returns the run's folder. `analysed`: whether this Python can analyse what was measured,
-    and so measure at once what was found faster each for itself.
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What `make bench` was asked to measure; "" and None mean: as the suite or this host decides."""
+
+    suite: str = ""
+    cells: Sequence[str] = ()
+    workloads: Sequence[str] = ()
+    rounds: int | None = None
+    repeats: int | None = None
+    run: str = ""
+    env_files: Sequence[Path] = ()
+    sets: Sequence[str] = ()
+    runtime: str = "compose"
+    side_by_side: int = 1
+    card_gib: float | None = None
+
+
+def measure(order: Order, *, analysed: bool) -> Path:
+    """Measure what `order` asks for; returns the run's folder. `analysed`: whether this Python can analyse what was measured, and so measure at
+    once what was found faster each for itself.
 
     Raises ConfigurationError or PrerequisiteError before anything was started. After an interruption the same run goes on.
     """
     known_matrix = matrix.load()
-    suite = known_matrix.suite(options.suite or ("default" if gpu.read(Host()).gpus else "cpu"), cells=options.cells, workloads=options.workloads)
-    suite = replace(suite, rounds=options.rounds or suite.rounds, repeats=options.repeats or suite.repeats)
-    name = options.run or runner.new_name(suite.name, REPORTS)
+    suite = known_matrix.suite(order.suite or ("default" if gpu.read(Host()).gpus else "cpu"), cells=order.cells, workloads=order.workloads)
+    suite = replace(suite, rounds=order.rounds or suite.rounds, repeats=order.repeats or suite.repeats)
+    name = order.run or runner.new_name(suite.name, REPORTS)
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith(("-", ".")) or name == "published":
         raise ConfigurationError(f"--run {name}: not a name for a run", fix="letters, digits, '-', '_' and '.'")
     folder = REPORTS / name
-    runtime = _runtime(options.runtime, name, folder)
-    total_gib = _gpu_gib() if options.card_gib else 0.0
-    if options.card_gib and options.card_gib * options.side_by_side > total_gib:
-        raise ConfigurationError(f"{options.side_by_side} x {options.card_gib:g} GiB are more than this GPU's {total_gib:.1f} GiB",
+    runtime = _runtime(order.runtime, name, folder)
+    total_gib = _gpu_gib() if order.card_gib else 0.0
+    if order.card_gib and order.card_gib * order.side_by_side > total_gib:
+        raise ConfigurationError(f"{order.side_by_side} x {order.card_gib:g} GiB are more than this GPU's {total_gib:.1f} GiB",
                                  fix="lower --side-by-side or --card-gib")
-    cells = {cell.name: _settings(cell, options, total_gib) for cell in (suite.control, *suite.cells)}
+    cells = {cell.name: _settings(cell, order, total_gib) for cell in (suite.control, *suite.cells)}
     wrong = [f"cell {cell}: {problem}" for cell, one in cells.items() for problem in one.errors]
     if wrong:
         raise ConfigurationError("\n".join(["the cells cannot be started as they are", *(f"  {line}" for line in wrong)]))
@@ -51,11 +67,11 @@ def measure(options: argparse.Namespace, *, analysed: bool) -> Path:
         raise ConfigurationError("\n".join(["requests of these workloads are longer than a cell takes, and would fail:", *long]),
                                  fix="shorten the workload in env/matrix.yaml, raise ENGINE_MAX_MODEL_LEN, or leave one out (WORKLOAD=, CELL=)")
     job = runner.Job(run=name, folder=folder, suite=suite, settings=cells, matrix_sha256=known_matrix.text_sha256,
-                     side_by_side=options.side_by_side, card_gib=options.card_gib,
-                     options={"env_files": [str(path) for path in options.env_file], "sets": options.sets})
+                     side_by_side=order.side_by_side, card_gib=order.card_gib,
+                     options={"env_files": [str(path) for path in order.env_files], "sets": list(order.sets)})
     _announce(job)
     try:
-        runner.run(job, runtime, (lambda: _together(job, options, total_gib)) if analysed else (lambda: None))
+        runner.run(job, runtime, (lambda: _together(job, order, total_gib)) if analysed else (lambda: None))
     except (KeyboardInterrupt, BundleError):
         if (folder / "run.json").exists():
             console.note(f"what was measured is kept in {folder.relative_to(ROOT)}: the same call with --run {name} (RUN={name}) goes on from there")
@@ -88,7 +104,7 @@ def _too_long(workload: Workload, cells: Mapping[str, Settings]) -> str:
     return f"  {workload.name}: up to {workload.longest:,} tokens of prompt and answer, too many for {', '.join(short)}" if short else ""
 
 
-def _together(job: runner.Job, options: argparse.Namespace, total_gib: float) -> runner.Job | None:
+def _together(job: runner.Job, order: Order, total_gib: float) -> runner.Job | None:
     """What was faster each for itself, as one more cell of the run with rounds of its own; None where there are not two such."""
     from bundle.bench import analysis
 
@@ -104,7 +120,7 @@ def _together(job: runner.Job, options: argparse.Namespace, total_gib: float) ->
         sets = {key: value for key, _, value in (line.partition("=") for line in control.sets)} | values
         cell = Cell(name=TOGETHER, axis=TOGETHER, about=f"{', '.join(names)} at once: each was faster for itself",
                     profile=control.profile, sets=tuple(f"{key}={value}" for key, value in sets.items()), outputs="same" if same else "may differ")
-    found = _settings(cell, options, total_gib)
+    found = _settings(cell, order, total_gib)
     if found.errors:
         console.warn(f"not measured: {cell.about}; together they are no deployment: {found.errors[0]}")
         return None
@@ -123,17 +139,17 @@ def _runtime(kind: str, name: str, folder: Path) -> Runtime:
     return ComposeRuntime(name, folder)
 
 
-def _settings(cell: Cell, options: argparse.Namespace, total_gib: float) -> Settings:
+def _settings(cell: Cell, order: Order, total_gib: float) -> Settings:
     """The cell's own settings, over what holds for all cells; a share of the smaller card's memory becomes one of this GPU's."""
     def loaded(more: Sequence[str] = ()) -> Settings:
-        return settings.load(cell.profile, options.env_file, [*options.sets, *cell.sets, *more])
+        return settings.load(cell.profile, order.env_files, [*order.sets, *cell.sets, *more])
 
     found = loaded()
-    if not options.card_gib:
+    if not order.card_gib:
         return found
     share = found.value(SHARE) or str(VLLM_SHARE)
-    of_card = (options.card_gib - EMPTY_CARD_TAKES_GIB) / options.card_gib if share == "auto" else float(share)
-    return loaded([f"{SHARE}={of_card * options.card_gib / total_gib:.5f}"])
+    of_card = (order.card_gib - EMPTY_CARD_TAKES_GIB) / order.card_gib if share == "auto" else float(share)
+    return loaded([f"{SHARE}={of_card * order.card_gib / total_gib:.5f}"])
 
 
 def _gpu_gib() -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle import ROOT
-from bundle.base import console
+from bundle.base import console, files
 from bundle.base.errors import ConfigurationError
 from bundle.bench.matrix import TOGETHER
 from bundle.config import envfile, settings
@@ -81,7 +81,7 @@ def apply(result: Result, name: str, root: Path = ROOT) -> Path | None:
                                  fix="git log --diff-filter=D -- env/ shows where it went")
     text = profile_text(base.read_text(encoding="utf-8"), result, wanted)
     before = path.read_bytes() if path.exists() else None
-    _write(path, text)
+    files.write_whole(path, text)
     try:
         settings.load(name, root=root).require()  # as the verbs will read it: with base.env and site.env
     except ConfigurationError:
@@ -301,12 +301,6 @@ def _place(name: str, root: Path) -> Path:
     if path.exists() and WRITTEN_BY not in path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]:
         raise ConfigurationError(f"{envfile.display_path(path, root)} is there already, and make bench-apply did not write it", fix="another NAME=")
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_suffix(".new")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def _line_of(key: str, lines: list[str]) -> int | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bundle.base import console
+from bundle.base import console, files
 from bundle.base.errors import ConfigurationError
 from bundle.bench import gpusampler, slo, startphases
 from bundle.bench.agent import Agent, AgentError
@@ -97,11 +97,9 @@ class Progress:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """`value` as JSON at `path`, in one step: a reader, or a run that is resumed, never finds half of it."""
+    """`value` as JSON at `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
-    draft.replace(path)
+    files.write_whole(path, json.dumps(value, indent=1, default=str) + "\n")
 
 
 def read_legs(folder: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from bundle import ROOT
 from bundle.base import console
 from bundle.base.errors import ConfigurationError, PrerequisiteError
+from bundle.base.files import digest
 from bundle.config.settings import Settings
 from bundle.fit.assessment import Fit
 from bundle.handoff import imageset, readme
@@ -87,12 +88,6 @@ def write(settings: Settings, fit: Fit, out: Path, *, with_images: bool) -> Hand
 def files(folder: Path) -> list[tuple[str, Path]]:
     """Everything in `folder` that is no folder, links too, with its name there; sorted."""
     return sorted((str(path.relative_to(folder)), path) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-
-
-def digest(path: Path) -> str:
-    """The sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def runnable(compose: str, policies: Mapping[str, str]) -> str:

@@ -14,11 +14,12 @@ from typing import IO
 
 from bundle.base import console
 from bundle.base.errors import CheckFailedError, ConfigurationError, PrerequisiteError
+from bundle.base.files import digest
 from bundle.config import settings
 from bundle.config.settings import Settings
 from bundle.handoff import imageset, readme
 from bundle.handoff.imageset import Shipped
-from bundle.handoff.pack import ARCHIVE, ENV_FILE, IMAGES, SUMS, digest, files
+from bundle.handoff.pack import ARCHIVE, ENV_FILE, IMAGES, SUMS, files
 from bundle.machine import setup
 from bundle.service import lifecycle
 from bundle.service.deployment import Deployment

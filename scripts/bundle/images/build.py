@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bundle import ROOT, STATE
-from bundle.base import console, shell
+from bundle.base import console, files, shell
 from bundle.base.errors import PrerequisiteError
 from bundle.config.settings import Settings
 from bundle.images import baseimage, buildinputs
@@ -55,7 +55,7 @@ class Image:
         """sha256 over all inputs, as the image's label says it: the same files give the same value on any machine, with git or without."""
         digest = hashlib.sha256(self.salt.encode())
         for path in self.inputs:
-            digest.update(f"\0{path.relative_to(ROOT)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+            digest.update(f"\0{path.relative_to(ROOT)}\0{files.digest(path)}".encode())
         return digest.hexdigest()
 
     def why_build(self) -> str:
@@ -146,8 +146,8 @@ def _build(settings: Settings, image: Image, env_file: Path, knobs: Mapping[str,
     log = STATE / f"build-{settings.image_target if image.service == 'engine' else image.service}.log"
     # The daemon's own builder: another one that the operator may have chosen does not see the images that are on this host.
     builder = shell.run(["docker", "context", "show"], timeout_s=60, env=daemon.client_environment()).stdout.strip()
-    environ = {**daemon.client_environment(), **knobs, "BUILDX_BUILDER": builder, "BUILD_SOURCE": image.source, "BUILD_LOCK": _lock_digest(image),
-               "DOCKER_BUILDKIT": "1"}
+    environ = {**daemon.client_environment(), **knobs, "BUILDX_BUILDER": builder, "BUILD_SOURCE": image.source,
+               "BUILD_LOCK": files.digest(image.lock) if image.lock else "", "DOCKER_BUILDKIT": "1"}
     # Compose labels the image with the project, and every container of the image inherits that: it must not pass for one of a deployment.
     argv = ["docker", "compose", "--file", str(ROOT / "compose.yaml"), "--env-file", str(env_file), "--project-name", "vllm-bundle-images",
             "--progress", "plain", "build", *(["--no-cache"] if force else []), image.service]
@@ -206,10 +206,6 @@ def packages(name: str) -> dict[str, int]:
 def _made_by(entry: Mapping[str, Any]) -> str:
     command = re.sub(r"^(RUN )?\|\d+( \w+=\S+)* ", "RUN ", entry["CreatedBy"]).replace("/bin/bash -euo pipefail -c ", "").replace(" # buildkit", "")
     return " ".join(command.split()) or "base image"
-
-
-def _lock_digest(image: Image) -> str:
-    return hashlib.sha256(image.lock.read_bytes()).hexdigest() if image.lock else ""
 
 
 def _context(root: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bundle import venv
-from bundle.base import console, shell
+from bundle.base import console, files, shell
 from bundle.base.errors import ConfigurationError, PrerequisiteError
 from bundle.config.settings import Settings
 from bundle.machine import daemon
@@ -153,8 +153,7 @@ def _locked(candidates: Iterable[Path], lock: Path) -> Iterable[tuple[Path, str]
     for wheel in candidates:
         name, version, *_ = wheel.name.split("-")
         if (_normal(name), version) in pins:
-            with wheel.open("rb") as content:
-                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            digest = files.digest(wheel)
             yield wheel, digest if digest in digests else ""
 
 

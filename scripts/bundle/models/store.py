@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bundle.base import console
 from bundle.base.errors import CheckFailedError, ConfigurationError, PrerequisiteError
+from bundle.base.files import write_whole
 from bundle.base.parallel import Progress, each, size
 from bundle.config import envfile
 from bundle.models import folder
@@ -115,11 +116,7 @@ def point_to(directory: Path, site: Path) -> None:
     text, count = re.subn(r"^MODEL_DIR=.*$", lambda _: line(directory), text, flags=re.MULTILINE)
     if not count:
         text += ("" if not text or text.endswith("\n") else "\n") + line(directory) + "\n"
-    new = site.with_name(f".{site.name}.new")
-    new.write_text(text)
-    if site.exists():
-        shutil.copymode(site, new)
-    new.replace(site)
+    write_whole(site, text)
 
 
 def _fetch_all(hub: Hub, repository: Repository, files: Sequence[File], staging: Path) -> None:
@@ -290,9 +287,7 @@ def _trimmed(repository: Repository, files: Sequence[File]) -> Repository:
 
 
 def _write_record(directory: Path, repository: Repository, files: Sequence[File]) -> None:
-    new = directory / f"{RECORD}.new"
-    new.write_text(json.dumps(asdict(_trimmed(repository, files)), indent=1) + "\n")
-    new.replace(directory / RECORD)
+    write_whole(directory / RECORD, json.dumps(asdict(_trimmed(repository, files)), indent=1) + "\n")
 
 
 def _record(directory: Path) -> Repository | None:
