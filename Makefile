@@ -81,9 +81,9 @@ model:  ## fetch a model (NAME=org/model) or check a local one (FROM=dir); WRITE
 handoff:  ## one folder or archive that runs the profile elsewhere with Docker alone (OUT=dir or file.tar.gz, WITH_IMAGES=1)
 	@$(PYTHON) scripts/handoff.py $(deployment) $(gpu) $(if $(OUT),--out '$(OUT)') $(if $(WITH_IMAGES),--with-images) $(json)
 
-receive:  ## verify a handoff, load its images, check this host and start it (FILE=, INTO=, NO_START=1, SET="MODEL_DIR=…")
+receive:  ## verify a handoff, load its images, check this host and start it (FILE=, INTO=, NO_START=1, ACCEPT_COMPOSE=1, SET="MODEL_DIR=…")
 	@$(PYTHON) scripts/receive.py $(if $(FILE),'$(FILE)') $(if $(INTO),--into '$(INTO)') $(foreach s,$(SET),--set '$(s)') $(project) \
-	  $(if $(NO_START),--no-start) $(json)
+	  $(if $(ACCEPT_COMPOSE),--accept-compose) $(if $(NO_START),--no-start) $(json)
 
 test: lint  ## everything that CI holds, against real Docker and real vLLM on the CPU
 	@.venv/bin/python -m pytest --numprocesses 4 tests/unit tests/process

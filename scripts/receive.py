@@ -1,9 +1,11 @@
 """Verify a handoff, load its images, check this host and bring it up.
 
-usage: python scripts/receive.py FILE_OR_DIR [--into DIR] [--set KEY=VALUE]... [--project NAME] [--no-start] [--json]
+usage: python scripts/receive.py FILE_OR_DIR [--into DIR] [--set KEY=VALUE]... [--project NAME] [--accept-compose] [--no-start]
+                                 [--json]
 
 An archive is unpacked to DIR, by default to its own name beside it. --set says what is different on this host (MODEL_DIR=/data/model);
---no-start ends before the host is checked and prints the command that starts it.
+--no-start ends before the host is checked and prints the command that starts it. --accept-compose runs services that are not as this bundle
+has them: those of another version of it, or changed ones; without it they are shown and refused.
 
 Exit codes: 0 ready, 2 settings or options, 3 this host lacks something, 4 not ready, 5 the handoff is damaged or was changed.
 """
@@ -25,15 +27,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--into", metavar="DIR", type=Path, help="where to unpack an archive: a new folder")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="a value that is different on this host")
     parser.add_argument("--no-start", action="store_true", help="verify and load only")
+    parser.add_argument("--accept-compose", action="store_true", help="run its compose.yaml though it is not this bundle's own")
     cli.add_project(parser)
     cli.add_json(parser)
     options = parser.parse_args(argv)
     folder, verified = unpack.opened(options.source.expanduser(), options.into)
     answer: dict[str, object] = {"folder": str(folder), "verified": verified}
-    chosen = unpack.deployment(folder, [*options.sets, *([f"HOST_PROJECT={options.project}"] if options.project else [])])
+    sets = [*options.sets, *([f"HOST_PROJECT={options.project}"] if options.project else [])]
+    chosen = unpack.deployment(folder, sets)
+    if not options.accept_compose:
+        unpack.require_own_services(folder)
     answer["loaded"] = unpack.install(folder, chosen)
     if options.no_start:
-        answer["command"] = unpack.command(folder)
+        answer["command"] = unpack.command(folder, sets)
     else:
         answer |= unpack.bring_up(folder, chosen)
     if options.json:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,7 @@ import pytest
 
 from bundle import ROOT
 from bundle.base.errors import CheckFailedError, ConfigurationError, PrerequisiteError
+from bundle.base.files import digest
 from bundle.config import settings
 from bundle.config.keys import MOST_REPLICAS
 from bundle.config.settings import Settings
@@ -309,12 +311,58 @@ def test_what_is_different_on_the_receiving_host_is_laid_over_and_checked(folder
 
 
 @pytest.mark.parametrize("images", [
-    "{}x", '[{"name": "a"}]', "[1]",
+    "{}x", '[{"name": "a"}]', "[1]", "[" * 100_000, "[]",
+    '[{"service": "x", "name": ["y"], "id": "", "digests": [], "content": "", "bytes": 1, "archive": null}]',
     '[{"service": "x", "name": "y", "id": "", "digests": [], "content": "", "bytes": 1, "archive": "../../etc/passwd"}]'])
 def test_a_foreign_images_list_is_refused(folder: Path, images: str) -> None:
     (folder / "images.json").write_text(images)
     with pytest.raises(CheckFailedError, match=r"images\.json"):
         unpack.bundled_images(folder, load())
+
+
+def privileged(folder: Path) -> str:
+    path = folder / "compose.yaml"
+    path.write_text(path.read_text().replace("    cap_drop:", "    privileged: true\n    cap_drop:", 1))
+    return "+    privileged: true"
+
+
+def another_accelerator(folder: Path) -> str:
+    with (folder / "docker/engine/accelerator.yaml").open("a") as file:
+        file.write("    privileged: true\n")
+    return "+    privileged: true"
+
+
+def laid_over(folder: Path) -> str:
+    (folder / "compose.override.yaml").write_text("services: {engine: {privileged: true}}\n")
+    return "compose.override.yaml: no file of a handoff"
+
+
+@pytest.mark.parametrize("change", [privileged, another_accelerator, laid_over], ids=lambda change: change.__name__)
+def test_repacked_services_are_shown_and_refused_without_an_explicit_word(folder: Path, change: Callable[[Path], str],
+                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    unpack.require_own_services(folder)
+    expected = change(folder)
+    files = [(name, path) for name, path in pack.files(folder) if name != "SHA256SUMS"]
+    (folder / "SHA256SUMS").write_text("".join(f"{digest(path)}  {name}\n" for name, path in files))  # as whoever repacks it would
+    monkeypatch.setattr(unpack, "install", lambda *_: [])
+    with pytest.raises(CheckFailedError) as refused:
+        receive.main([str(folder), "--no-start"])
+    assert expected in refused.value.message
+    assert "--accept-compose" in refused.value.fix
+    assert receive.main([str(folder), "--no-start", "--accept-compose"]) == 0
+
+
+def test_the_start_command_keeps_what_is_different_here(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(unpack, "install", lambda *_: [])
+    receive.main([str(folder), "--no-start"])
+    assert capsys.readouterr().out.strip() == f"cd {folder} && docker compose --env-file handoff.env up --detach --wait"
+    receive.main([str(folder), "--no-start", "--set", "ENGINE_SERVED_MODEL_NAME=a b", "--project", "other"])
+    python, script, *arguments = shlex.split(capsys.readouterr().out)
+    assert (python, script) == ("python3", str(ROOT / "scripts/receive.py"))
+    started: list[Settings] = []
+    monkeypatch.setattr(unpack, "bring_up", lambda _, chosen: started.append(chosen) or {"base_url": "", "model": "", "curl": ""})
+    receive.main(arguments)
+    assert (started[0].value("ENGINE_SERVED_MODEL_NAME"), started[0].project) == ("a b", "other")
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

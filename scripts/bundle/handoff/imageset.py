@@ -37,6 +37,17 @@ class Shipped:
     archive: str | None
     """Its `docker save` archive in the handoff, if there is one."""
 
+    def __post_init__(self) -> None:
+        """Raise TypeError where images.json, which comes from elsewhere, has something else here."""
+        texts = (self.service, self.name, self.id, self.content, self.archive or "", *self.digests)
+        if not (all(isinstance(text, str) for text in texts) and isinstance(self.bytes, int)):
+            raise TypeError(f"not an image: {self.name!r:.80}")
+
+    @property
+    def pull_policy(self) -> str:
+        """For compose.yaml: a name that no registry has must not be asked for in a public one, where it may be anybody's."""
+        return "missing" if self.digests else "never"
+
     def fault(self) -> str:
         """Why this daemon cannot run it; "" when it has the very same image under this name."""
         there = _inspect(self.name)

@@ -26,8 +26,11 @@ ARCHIVE = ".tar.gz"
 ENV_FILE = "handoff.env"
 IMAGES = "images.json"
 SUMS = "SHA256SUMS"
-_COMPOSE = "compose.yaml"
-_AS_THEY_ARE = ("docker/engine/accelerator.yaml", "docker/engine/no-model/README")
+COMPOSE = "compose.yaml"
+_ACCELERATOR = "docker/engine/accelerator.yaml"
+_PLACE_OF_NO_MODEL = "docker/engine/no-model/README"
+WRITTEN = (ENV_FILE, COMPOSE, _ACCELERATOR, _PLACE_OF_NO_MODEL, IMAGES, "check.json", "check.txt", "fit.json", "HANDOFF.md", SUMS)
+"""Every file of a handoff but the images' archives."""
 _BUILD_KEYS = ("BASE_IMAGE", "BUILD_CA_BUNDLE", "WHEELHOUSE")  # of this host, and nothing is built there
 _GZIP_LEVEL = 1  # image layers are gigabytes: the higher levels take many times as long for a few percent
 
@@ -90,11 +93,14 @@ def files(folder: Path) -> list[tuple[str, Path]]:
     return sorted((str(path.relative_to(folder)), path) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
 
 
-def runnable(compose: str, policies: Mapping[str, str]) -> str:
-    """compose.yaml without its build sections; each becomes the pull policy of its service.
+def services(shipped: Sequence[Shipped]) -> dict[str, str]:
+    """The files that say what runs, with what rights, as this bundle hands them over with these images: by name."""
+    policies = {image.service: image.pull_policy for image in shipped}
+    return {COMPOSE: runnable((ROOT / COMPOSE).read_text(encoding="utf-8"), policies), _ACCELERATOR: (ROOT / _ACCELERATOR).read_text(encoding="utf-8")}
 
-    The receiver has no Dockerfiles. And a name that Docker does not find here must not be asked for in a public registry, where it may be anybody's.
-    """
+
+def runnable(compose: str, policies: Mapping[str, str]) -> str:
+    """compose.yaml without its build sections, for which the receiver has no Dockerfiles; each becomes the pull policy of its service."""
     def without_build(match: re.Match[str]) -> str:
         return f"{match['before']}    pull_policy: {policies[match['service']]}\n"
 
@@ -124,11 +130,9 @@ def _require_space(out: Path, images_bytes: int) -> None:
 
 def _texts(settings: Settings, fit: Fit, shipped: Sequence[Shipped]) -> Iterator[tuple[str, str]]:
     """Every file that is text: its name and what it holds."""
-    policies = {image.service: "missing" if image.digests else "never" for image in shipped}
     yield ENV_FILE, settings.flatten(ENV_FILE)
-    yield _COMPOSE, runnable((ROOT / _COMPOSE).read_text(encoding="utf-8"), policies)
-    for name in _AS_THEY_ARE:
-        yield name, (ROOT / name).read_text(encoding="utf-8")
+    yield from services(shipped).items()
+    yield _PLACE_OF_NO_MODEL, (ROOT / _PLACE_OF_NO_MODEL).read_text(encoding="utf-8")
     yield IMAGES, _json([asdict(image) for image in shipped])
     yield "check.json", _json(preview.as_json(settings, fit))
     yield "check.txt", _report(settings, fit)

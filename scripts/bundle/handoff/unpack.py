@@ -1,5 +1,6 @@
 """Take in a handoff: unpack it, hold it against its checksums, load its images, and bring it up on this host."""
 
+import difflib
 import json
 import os
 import re
@@ -12,12 +13,13 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import IO
 
+from bundle import ROOT
 from bundle.base import console
 from bundle.base.errors import CheckFailedError, ConfigurationError, PrerequisiteError
 from bundle.base.files import digest
 from bundle.config import settings
 from bundle.config.settings import Settings
-from bundle.handoff import imageset, readme
+from bundle.handoff import imageset, pack, readme
 from bundle.handoff.imageset import Shipped
 from bundle.handoff.pack import ARCHIVE, ENV_FILE, IMAGES, SUMS, files
 from bundle.machine import setup
@@ -27,6 +29,7 @@ from bundle.service.deployment import Deployment
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>\S.*)")
 _NEEDED = (ENV_FILE, IMAGES, "compose.yaml")
 _ASK_AGAIN = "ask for it again, or copy it anew"
+_SHOWN = 20
 _ROOM = "free some disk, or --into another place"
 
 
@@ -94,6 +97,23 @@ def verify(folder: Path, *, shown: Path | None = None) -> int:
     return len(listed)
 
 
+def require_own_services(folder: Path) -> None:
+    """Raise CheckFailedError where the handoff would not run as this bundle runs it: another compose.yaml or accelerator.yaml, or a file more, such
+    as one that Compose lays over them. Checksums do not notice that: whoever repacks an archive makes new ones."""
+    shipped = _recorded(folder)
+    changed: list[str] = []
+    for name, own in pack.services(shipped).items():
+        theirs = (folder / name).read_text(encoding="utf-8", errors="replace") if (folder / name).is_file() else ""
+        changed += [line for line in difflib.unified_diff(own.splitlines(), theirs.splitlines(), f"this bundle's {name}", name, n=0, lineterm="")
+                    if not line.startswith("@@")]
+    known = {*pack.WRITTEN, *(image.archive for image in shipped)}
+    changed += [f"{name}: no file of a handoff" for name, _ in files(folder) if name not in known]
+    if changed:
+        more = [f"  … and {len(changed) - _SHOWN} lines more"] if len(changed) > _SHOWN else []
+        raise CheckFailedError("\n".join([f"{folder} would not run as this bundle does:", *(f"  {line[:150]}" for line in changed[:_SHOWN]), *more]),
+                               fix="is it of another version of the bundle? read the lines, and say --accept-compose (ACCEPT_COMPOSE=1) if they are right")
+
+
 def deployment(folder: Path, sets: Sequence[str]) -> Settings:
     """The handoff in `folder` as settings, with `sets` (KEY=VALUE) laid over it. Raises ConfigurationError when something is wrong in it."""
     found = settings.load(None, [folder / ENV_FILE], sets)
@@ -116,22 +136,30 @@ def bring_up(folder: Path, chosen: Settings) -> dict[str, object]:
     return lifecycle.up(chosen, Deployment(project=chosen.project, home=folder), ensure_images=lambda _: imageset.require(shipped))
 
 
-def command(folder: Path) -> str:
-    """What starts the handoff without the scripts."""
-    return f"cd {shlex.quote(str(folder))} && docker compose --env-file {ENV_FILE} up --detach --wait"
+def command(folder: Path, sets: Sequence[str]) -> str:
+    """What starts the handoff: without the scripts where it runs as it was handed over, with them where `sets` are laid over it."""
+    if not sets:
+        return f"cd {shlex.quote(str(folder))} && docker compose --env-file {ENV_FILE} up --detach --wait"
+    return shlex.join(["python3", str(ROOT / "scripts" / "receive.py"), str(folder), *(word for one in sets for word in ("--set", one))])
 
 
 def bundled_images(folder: Path, chosen: Settings) -> list[Shipped]:
     """The images that images.json records, less those that --set has replaced with the receiver's own."""
+    return [image for image in _recorded(folder) if image.name in (chosen.image_engine, chosen.image_gateway)]
+
+
+def _recorded(folder: Path) -> list[Shipped]:
     try:
         found = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
         shipped = [Shipped(**one) for one in found]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckFailedError(f"{folder / IMAGES} is not a list of images: {error}", fix=_ASK_AGAIN) from error
+    if lacking := {"engine", "gateway"} - {image.service for image in shipped}:
+        raise CheckFailedError(f"{folder / IMAGES}: no image of {', '.join(sorted(lacking))}", fix=_ASK_AGAIN)
     for image in shipped:
         if image.archive and not (_inside(image.archive) and (folder / image.archive).is_file()):
             raise CheckFailedError(f"{folder / IMAGES}: {image.archive} is not in this handoff", fix=_ASK_AGAIN)
-    return [image for image in shipped if image.name in (chosen.image_engine, chosen.image_gateway)]
+    return shipped
 
 
 def _inside(name: str) -> bool:
