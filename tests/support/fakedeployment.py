@@ -202,7 +202,7 @@ class FakeDeployment(Deployment):
         said = ""
         match [argument for argument in arguments if argument not in ("--detach", "--no-build", "--remove-orphans", "--no-deps", "--profile", "*")]:
             case ["config", "--services"]:
-                said = "".join(f"{service}\n" for service in world.wanted(self))
+                return CompletedProcess(arguments, 0, "".join(f"{service}\n" for service in world.wanted(self)), "")
             case ["--dry-run", "up"]:
                 if world.dry_run_says_nothing:
                     return CompletedProcess(arguments, 0, "", "")

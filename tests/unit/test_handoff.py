@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import receive
 from bundle import ROOT
 from bundle.base.errors import CheckFailedError, ConfigurationError, PrerequisiteError
 from bundle.base.files import digest
@@ -360,7 +361,12 @@ def test_the_start_command_keeps_what_is_different_here(folder: Path, monkeypatc
     python, script, *arguments = shlex.split(capsys.readouterr().out)
     assert (python, script) == ("python3", str(ROOT / "scripts/receive.py"))
     started: list[Settings] = []
-    monkeypatch.setattr(unpack, "bring_up", lambda _, chosen: started.append(chosen) or {"base_url": "", "model": "", "curl": ""})
+
+    def bring_up(_: Path, chosen: Settings) -> dict[str, object]:
+        started.append(chosen)
+        return {"base_url": "", "model": "", "curl": ""}
+
+    monkeypatch.setattr(unpack, "bring_up", bring_up)
     receive.main(arguments)
     assert (started[0].value("ENGINE_SERVED_MODEL_NAME"), started[0].project) == ("a b", "other")
 
