@@ -113,11 +113,19 @@ class Handler(BaseHTTPRequestHandler):
             self.get()
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.chunks() if self.headers.get("Transfer-Encoding") == "chunked" else self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.admitted(body):
             self.post(body)
 
     do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = do_POST  # noqa: N815
+
+    def chunks(self) -> bytes:
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def admitted(self, body: bytes) -> bool:
         """Tell the request; False when it was refused here."""
@@ -159,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/models":
             models = [] if self.fault("no-models") else [{"id": MODEL, "object": "model", "max_model_len": CONTEXT}]
             self.reply(200, json.dumps({"object": "list", "data": models}))
-        elif self.path == "/health":
+        elif self.path in ("/health", "/ready"):
             self.reply(503 if self.fault("unhealthy") else 200, "")
         elif self.path == "/version":
             self.reply(200, json.dumps({"version": "0.0.0"}))
@@ -320,4 +328,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    FakeOpenAI(("0.0.0.0", int(sys.argv[1])), set(sys.argv[2:]), quiet=False).serve_forever()
+    port, broken = int(sys.argv[1]), set(sys.argv[2:])
+    # As the watch beside the real engine answers on the next port: is it in health?
+    threading.Thread(target=FakeOpenAI(("0.0.0.0", port + 1), broken).serve_forever, daemon=True).start()
+    FakeOpenAI(("0.0.0.0", port), broken, quiet=False).serve_forever()

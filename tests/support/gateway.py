@@ -135,18 +135,19 @@ class Site:
     def upstream(self) -> str:
         return f"{self.name}-engine"
 
-    def start_engine(self, *options: str, faults: Sequence[str] = ()) -> None:
-        self.containers.append(self.upstream)
-        docker("run", "--detach", "--init", "--name", self.upstream, "--network", self.name, "--network-alias", "engine", "--no-healthcheck",
+    def start_engine(self, *options: str, faults: Sequence[str] = (), service: str = "engine") -> None:
+        """`service`: engine, or of a replica engine-2 …"""
+        self.containers.append(f"{self.name}-{service}")
+        docker("run", "--detach", "--init", "--name", self.containers[-1], "--network", self.name, "--network-alias", service, "--no-healthcheck",
                "--volume", f"{ROOT / 'tests' / 'fake_openai.py'}:/fake_openai.py:ro", "--entrypoint", "python3", *options, IMAGE,
                "/fake_openai.py", "8000", *faults)
 
     def stop_engine(self) -> None:
         docker("rm", "--force", self.upstream)
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self, service: str = "engine") -> list[dict[str, Any]]:
         """What the engine saw and did, in order."""
-        return [json.loads(line) for line in docker("logs", self.upstream).splitlines() if line.startswith("{")]
+        return [json.loads(line) for line in docker("logs", f"{self.name}-{service}").splitlines() if line.startswith("{")]
 
     def seen(self, *, by_way_of: Door, key: str | None = None) -> dict[str, dict[str, Any]]:
         """The requests that reached the engine until now, by request id. One more is sent as a mark: Docker's log lags behind."""
@@ -190,11 +191,10 @@ import socket
 s = socket.socket(socket.AF_UNIX)
 s.connect("/run/haproxy/admin.sock")
 s.sendall(b"show servers state engine\\n")
-state = s.makefile().read().splitlines()[2].split()
-print("gateway ready", "operational", state[5])
+print("gateway ready", *("=".join((row[3], row[5])) for row in map(str.split, s.makefile().read().splitlines()[2:]) if row))
 """
 
 
-def operational(door: Door) -> bool:
-    """Whether the gateway takes its engine to be up (HAProxy's operational state 2)."""
-    return docker("exec", door.name, "python3", "-c", READY).split()[-1] == "2"
+def operational(door: Door, service: str = "engine") -> bool:
+    """Whether the gateway takes an engine to be up (HAProxy's operational state 2)."""
+    return f"{service}=2" in docker("exec", door.name, "python3", "-c", READY).split()
