@@ -20,6 +20,7 @@ from bundle.config.settings import Settings
 from bundle.fit import assessment
 from bundle.handoff import imageset, pack, unpack
 from bundle.handoff.imageset import Shipped
+from support import verbs
 
 SECRET = "sk-never-to-be-seen-4711"
 
@@ -341,23 +342,28 @@ def test_repacked_services_are_shown_and_refused_without_an_explicit_word(folder
     files = [(name, path) for name, path in pack.files(folder) if name != "SHA256SUMS"]
     (folder / "SHA256SUMS").write_text("".join(f"{digest(path)}  {name}\n" for name, path in files))  # as whoever repacks it would
     monkeypatch.setattr(unpack, "install", lambda *_: [])
-    with pytest.raises(CheckFailedError) as refused:
-        receive.main([str(folder), "--no-start"])
-    assert expected in refused.value.message
-    assert "--accept-compose" in refused.value.fix
-    assert receive.main([str(folder), "--no-start", "--accept-compose"]) == 0
+    refused = verbs.call("receive", str(folder), "--no-start")
+    assert refused.returncode == 5
+    assert expected in refused.stderr
+    assert "--accept-compose" in refused.stderr
+    assert verbs.call("receive", str(folder), "--no-start", "--accept-compose").returncode == 0
 
 
-def test_the_start_command_keeps_what_is_different_here(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_start_command_keeps_what_is_different_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpack, "install", lambda *_: [])
-    receive.main([str(folder), "--no-start"])
-    assert capsys.readouterr().out.strip() == f"cd {folder} && docker compose --env-file handoff.env up --detach --wait"
-    receive.main([str(folder), "--no-start", "--set", "ENGINE_SERVED_MODEL_NAME=a b", "--project", "other"])
-    python, script, *arguments = shlex.split(capsys.readouterr().out)
+    plain = verbs.call("receive", str(folder), "--no-start").stdout.strip()
+    assert plain == f"cd {folder} && docker compose --env-file handoff.env up --detach --wait"
+    printed = verbs.call("receive", str(folder), "--no-start", "--set", "ENGINE_SERVED_MODEL_NAME=a b", "--project", "other").stdout
+    python, script, *arguments = shlex.split(printed)
     assert (python, script) == ("python3", str(ROOT / "scripts/receive.py"))
     started: list[Settings] = []
-    monkeypatch.setattr(unpack, "bring_up", lambda _, chosen: started.append(chosen) or {"base_url": "", "model": "", "curl": ""})
-    receive.main(arguments)
+
+    def bring_up(_: Path, chosen: Settings) -> dict[str, object]:
+        started.append(chosen)
+        return {"base_url": "", "model": "", "curl": ""}
+
+    monkeypatch.setattr(unpack, "bring_up", bring_up)
+    assert verbs.call("receive", *arguments).returncode == 0
     assert (started[0].value("ENGINE_SERVED_MODEL_NAME"), started[0].project) == ("a b", "other")
 
 

@@ -96,7 +96,8 @@ def files(folder: Path) -> list[tuple[str, Path]]:
 def services(shipped: Sequence[Shipped]) -> dict[str, str]:
     """The files that say what runs, with what rights, as this bundle hands them over with these images: by name."""
     policies = {image.service: image.pull_policy for image in shipped}
-    return {COMPOSE: runnable((ROOT / COMPOSE).read_text(encoding="utf-8"), policies), _ACCELERATOR: (ROOT / _ACCELERATOR).read_text(encoding="utf-8")}
+    compose, accelerator = ((ROOT / name).read_text(encoding="utf-8") for name in (COMPOSE, _ACCELERATOR))
+    return {COMPOSE: runnable(compose, policies), _ACCELERATOR: accelerator}
 
 
 def runnable(compose: str, policies: Mapping[str, str]) -> str:

@@ -111,7 +111,7 @@ def require_own_services(folder: Path) -> None:
     if changed:
         more = [f"  … and {len(changed) - _SHOWN} lines more"] if len(changed) > _SHOWN else []
         raise CheckFailedError("\n".join([f"{folder} would not run as this bundle does:", *(f"  {line[:150]}" for line in changed[:_SHOWN]), *more]),
-                               fix="is it of another version of the bundle? read the lines, and say --accept-compose (ACCEPT_COMPOSE=1) if they are right")
+                               fix="another version of the bundle? If the lines are right: --accept-compose (ACCEPT_COMPOSE=1)")
 
 
 def deployment(folder: Path, sets: Sequence[str]) -> Settings:
