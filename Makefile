@@ -12,7 +12,7 @@ json := $(if $(JSON),--json)
 gpu := $(if $(GPU),--gpu '$(GPU)')
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(project)
 
-.PHONY: help up down restart logs status check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
+.PHONY: help up down restart roll rollback logs status check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +23,14 @@ up:  ## check everything, build what is missing, start, and wait until the model
 down:  ## drain and stop (VOLUMES=1 removes the cache too)
 	@$(PYTHON) scripts/down.py $(project) $(if $(VOLUMES),--volumes)
 
-restart:  ## restart the engine and wait until it answers
+restart:  ## drain and restart the engines, one after another
 	@$(PYTHON) scripts/restart.py $(project)
+
+roll:  ## replace every engine, one after another, without a gap (HOST_REPLICAS=2 or more)
+	@$(PYTHON) scripts/roll.py $(deployment) $(json)
+
+rollback:  ## back to the version that ran before
+	@$(PYTHON) scripts/rollback.py $(project)
 
 logs:  ## follow what the services print
 	@$(PYTHON) scripts/logs.py $(project)

@@ -21,7 +21,6 @@ from bundle import cli
 def main(argv: Sequence[str]) -> int:
     from bundle.base import console
     from bundle.handoff import unpack
-    from bundle.service import lifecycle
 
     parser = cli.parser(__doc__)
     parser.add_argument("source", metavar="FILE_OR_DIR", type=Path, help="what `make handoff` wrote")
@@ -48,9 +47,8 @@ def main(argv: Sequence[str]) -> int:
     elif options.no_start:
         console.result(str(answer["command"]))
     else:
-        base_url, model = str(answer["base_url"]), str(answer["model"])
-        console.result(f"ready: {model} at {base_url}")
-        console.result(lifecycle.curl(base_url, model, chosen))
+        console.result(f"ready: {answer['model']} at {answer['base_url']}")
+        console.result(str(answer["curl"]))
     return 0
 
 

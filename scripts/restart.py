@@ -1,4 +1,4 @@
-"""Restart the engine of the running deployment and wait until it answers again; its caches stay warm.
+"""Restart the engines of the running deployment, one after another, each without new requests first; their caches stay warm.
 
 usage: python scripts/restart.py [--project NAME] [--ready-timeout-s SECONDS]
 """
@@ -17,7 +17,8 @@ def main(argv: Sequence[str]) -> int:
 
     parser = cli.parser(__doc__)
     cli.add_project(parser)
-    parser.add_argument("--ready-timeout-s", type=float, default=900, metavar="SECONDS", help="how long it may take (default 900)")
+    parser.add_argument("--ready-timeout-s", type=cli.positive, metavar="SECONDS",
+                        help="how long one may take (default: HOST_READY_TIMEOUT_S of the deployment)")
     options = parser.parse_args(argv)
     deployment = Deployment(project=options.project or DEFAULT_PROJECT)
     lifecycle.restart(deployment, options.ready_timeout_s)

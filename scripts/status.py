@@ -23,11 +23,13 @@ def main(argv: Sequence[str]) -> int:
     cli.add_json(parser)
     options = parser.parse_args(argv)
     project = options.project or DEFAULT_PROJECT
-    rows = status.read(Deployment(project=project))
+    deployment = Deployment(project=project)
+    rows, base_url = status.read(deployment), status.base_url(deployment)
     if options.json:
-        console.emit_json({"project": project, "services": rows})
+        console.emit_json({"project": project, "base_url": base_url, "services": rows})
     elif rows:
         console.table(status.COLUMNS, status.cells(rows))
+        console.note(f"{project} at {base_url}" if base_url else f"{project} is not published")
     if not rows:
         raise CheckFailedError(f"nothing is up in project {project}", fix="make up")
     return 0 if all(r["state"] == "running" and r["health"] == "healthy" for r in rows) else CheckFailedError.exit_code

@@ -2,7 +2,8 @@
 
 usage: python scripts/up.py [--profile NAME] [--env-file FILE]... [--set KEY=VALUE]... [--project NAME] [--json]
 
-Checks the settings and the host first and changes nothing if either fails. Exit codes: 0 ready, 2 settings, 3 host, 4 not ready.
+Checks the settings and the host first and changes nothing if either fails. A change reaches one engine after another, each without new
+requests first; what does not become ready is taken back. Exit codes: 0 ready, 2 settings, 3 host, 4 not ready, 7 the version before serves again.
 """
 
 import sys
@@ -28,9 +29,8 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         console.emit_json(answer)
         return 0
-    base_url, model = str(answer["base_url"]), str(answer["model"])
-    console.result(f"{'ready' if answer['changed'] else 'already up'}: {model} at {base_url}")
-    console.result(lifecycle.curl(base_url, model, chosen))
+    console.result(f"{'ready' if answer['changed'] else 'already up'}: {answer['model']} at {answer['base_url']}")
+    console.result(str(answer["curl"]))
     return 0
 
 

@@ -16,15 +16,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
 
+REFUSED = 400, '{"error":{"message":"Cannot find suitable handler for request. Expected one of: []","type":"BadRequestError","code":400}}'
+"""vLLM 0.32.0's answer on /invocations to what its model cannot do."""
+
 
 @dataclass(kw_only=True)
 class FakeEngine:
-    """Every field may be changed while it serves; `asked` lists the requests so far as `POST /v1/completions`."""
+    """Every field may be changed while it serves; `asked` lists the requests so far as `POST /invocations`."""
 
     health: int = 200
+    """0: it takes the request and does not answer."""
     models: tuple[str, ...] = ("fake",)
     completions: str = "answer"
     """answer, hang (until the server stops), error (500), full (503), garbage (200, no JSON), empty (200, no choice), drip (a byte at a time)"""
+    kind: str = "prompt"
+    """What a request to /invocations must hold: prompt, messages, input, text_1 or documents, by the kind of the model."""
     metrics: str = "vllm"
     """vllm, off (as with --disable-log-stats: only the server's own series), garbage, hang, error (500)"""
     delay_s: float = 0
@@ -47,8 +53,8 @@ class FakeEngine:
                 fake._serve(self, f"GET {self.path}")
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                fake._serve(self, f"POST {self.path}")
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                fake._serve(self, f"POST {self.path}", body)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base class names it so)
                 pass
@@ -74,13 +80,14 @@ class FakeEngine:
         """How often `request` was made."""
         return self.asked.count(request)
 
-    def _serve(self, to: BaseHTTPRequestHandler, request: str) -> None:
+    def _serve(self, to: BaseHTTPRequestHandler, request: str, sent: bytes = b"") -> None:
         self.asked.append(request)
         routes: dict[str, Callable[[], tuple[int, str] | None]] = {
-            "GET /health": lambda: (self.health, ""),
+            "GET /health": lambda: (self.health, "") if self.health else None,
             "GET /v1/models": lambda: (200, json.dumps({"object": "list", "data": [{"id": name} for name in self.models]})),
             "GET /metrics": self._metrics,
             "POST /v1/completions": self._completion,
+            "POST /invocations": lambda: self._completion() if self.kind in json.loads(sent) else REFUSED,
         }
         answer = routes.get(request, lambda: (404, '{"detail":"Not Found"}'))()
         try:
@@ -92,7 +99,7 @@ class FakeEngine:
             to.send_response(status)
             to.send_header("Content-Length", str(len(data)))
             to.end_headers()
-            if request == "POST /v1/completions" and self.completions == "drip":
+            if request.startswith("POST") and self.completions == "drip":
                 while not self._stopped.wait(0.1):
                     to.wfile.write(b" ")
                 return
@@ -115,6 +122,8 @@ class FakeEngine:
         self._stopped.wait(self.delay_s)
         self.tokens += 2
         self.succeeded += 1
+        if self.kind in ("input", "text_1", "documents"):
+            return 200, json.dumps({"object": "list", "results" if self.kind == "documents" else "data": [{"index": 0}]})
         return 200, json.dumps({"object": "text_completion", "choices": [{"index": 0, "text": "x", "finish_reason": "length"}],
                                 "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
 

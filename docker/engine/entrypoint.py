@@ -12,11 +12,13 @@ All other variables reach the engine unchanged, without those that are the bundl
 
 Exit codes: 2 an env file is wrong · 3 no vLLM here, or no GPU to measure · 0 the engine ended cleanly after SIGTERM, SIGINT or SIGHUP ·
 128+n signal n killed it · else the engine's own code, but 1 instead of 0 when nobody asked it to end: vLLM exits 0 when its core dies,
-which would look like a clean stop.
+which would look like a clean stop · 75 it hung, and was ended for that: what the watch (watch.py, beside this file) saw stands in the last line.
+HEALTH_STALL_S (60) is how long an engine may do nothing with what it was asked; HEALTH_PORT is where GET /ready tells whether it can serve.
 """
 
 import argparse
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -24,15 +26,20 @@ import re
 import select
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
-OURS = ("ENGINE_", "GATEWAY_", "HOST_", "IMAGE_", "MODEL_", "BUILD_")
+import vitals
+import watch
+
+OURS = ("ENGINE_", "GATEWAY_", "HEALTH_", "HOST_", "IMAGE_", "MODEL_", "BUILD_")
 BUILD_KNOBS = ("BASE_IMAGE", "WHEELHOUSE")
 ENGINE_READS = ("CUDA_", "CUBLAS", "CUDNN_", "DO_NOT_TRACK", "FLASHINFER_", "HF_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "NCCL_", "NVIDIA_",
                 "OMP_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRITON_", "VLLM_")
@@ -48,6 +55,9 @@ AUTO_MARGIN_BYTES = 512 * 2**20
 LINE_LIMIT = 8192
 KILL_WAIT_S = 10
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+HUNG = 0
+"""Stands among the signals, of which none has this number: the watch wants the engine ended."""
+HUNG_CODE = 75
 LOADING_STOP_S = 3
 """How long an engine that is still loading may take to stop. It has nothing to drain, and vLLM loses a SIGTERM that comes while it loads."""
 
@@ -276,9 +286,45 @@ def _write(target: int, data: bytes) -> bool:
     return True
 
 
-def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """How the engine is watched: where its API is, how long it may stand still (seconds), and the port that answers GET /ready (None: none does)."""
+
+    engine: vitals.Engine
+    stall_s: float
+    port: int | None
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, str]) -> Self:
+        """Raises Refused for a time or a port that is none."""
+        problems, numbers = [], {}
+        for key, default, form in (("HEALTH_STALL_S", "60", r"\d+(\.\d+)?"), ("HEALTH_PORT", "", r"\d*"), ("ENGINE_PORT", "8000", r"\d+")):
+            value = settings.get(key) or default
+            if not re.fullmatch(form, value, re.ASCII) or value.strip("0.") == "" != value:
+                problems.append(f"{key}={value!r} is not a positive number")
+            numbers[key] = value
+        if problems:
+            raise Refused(problems)
+        host = settings.get("ENGINE_HOST", "")
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return cls(engine=vitals.Engine(host=host, port=int(numbers["ENGINE_PORT"])), stall_s=float(numbers["HEALTH_STALL_S"]),
+                   port=int(numbers["HEALTH_PORT"]) if numbers["HEALTH_PORT"] else None)
+
+    def watch(self, session: int, end: Callable[[str], None]) -> watch.Watchdog:
+        """Begin to watch the engine whose processes are in that session; `end` is called once, with the reason, when it is to be ended."""
+        try:
+            on_cpu = "cpu" in importlib.metadata.version("vllm")  # as vLLM itself tells
+        except importlib.metadata.PackageNotFoundError:
+            on_cpu = False
+        looks = watch.Watch(self.engine, lambda: vitals.processes(session), leader=session, cpu_counts=on_cpu, stall_s=self.stall_s)
+        budget = watch.Budget(watch.state_file(), f"{socket.gethostname()}-{self.engine.port}")
+        return watch.Watchdog(looks, budget, end=end, say=lambda text: say(text, "watch"), port=self.port)
+
+
+def supervise(command: Sequence[str], environment: Mapping[str, str], health: Health) -> int:
     """Run the engine to its end, and return the exit code that says how it ended."""
     asked: list[signal.Signals] = []
+    hung: list[str] = []
     kill_at: float | None = None
     started, error = time.monotonic(), LastError()
     # Every signal stands in this pipe until it is dealt with. A handler that acts by itself would lose the one that comes right before a wait.
@@ -294,13 +340,23 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
             for source, target in ((engine.stdout, 1), (engine.stderr, 2)) if source]
     for tee in tees:
         tee.start()
+
+    def end(reason: str) -> None:
+        hung.append(reason)
+        os.write(noted, bytes([HUNG]))
+
+    watchdog = health.watch(engine.pid, end)
     while (code := engine.poll()) is None:
         if not select.select([signals], [], [], None if kill_at is None else max(0.0, kill_at - time.monotonic()))[0]:
             engine.kill()
             kill_at = None
             continue
-        for stop in (signal.Signals(byte) for byte in os.read(signals, 4096) if byte in STOPS):
+        told = os.read(signals, 4096)
+        if HUNG in told and not asked:
+            os.killpg(engine.pid, signal.SIGKILL)  # what is stopped or stuck hears no other
+        for stop in (signal.Signals(byte) for byte in told if byte in STOPS):
             asked.append(stop)
+            watchdog.stop()
             if kill_at is None and not error.answering:
                 kill_at = time.monotonic() + LOADING_STOP_S
             # vLLM knows no SIGHUP and would leave its core behind: a terminal that closes is a request to stop like any other.
@@ -314,6 +370,9 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
         tee.join(KILL_WAIT_S)
 
     how = f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}" if asked else f"ended unasked with code {code}"
+    if hung and code == -signal.SIGKILL and not asked:
+        say(f"the engine hung and was ended {took}: {hung[0]}")
+        return HUNG_CODE
     if asked:
         say(f"the engine was asked to stop ({asked[0].name}) and {how} {took}")
     else:
@@ -321,9 +380,9 @@ def supervise(command: Sequence[str], environment: Mapping[str, str]) -> int:
     return 128 - code if code < 0 else code or (0 if asked else 1)
 
 
-def say(text: str) -> None:
+def say(text: str, who: str = "entrypoint") -> None:
     """One line on stderr, past Python's buffers: the log must end with it, and a log that nobody reads any more must not stop the engine."""
-    _write(2, f"entrypoint: {text}\n".encode(errors="backslashreplace"))
+    _write(2, f"{who}: {text}\n".encode(errors="backslashreplace"))
 
 
 def show(settings: Mapping[str, str], argv: Sequence[str], named: Iterable[str]) -> None:
@@ -338,9 +397,10 @@ def start(settings: Mapping[str, str], argv: Sequence[str]) -> int:
     """Start and supervise `vllm` with `argv`."""
     if importlib.util.find_spec("vllm") is None:
         raise Refused([f"{sys.executable} has no vLLM. Run this file with the Python of the environment that vLLM is installed in"], code=3)
+    health = Health.from_settings(settings)
     argv = measured(argv, settings)
     say(f"starting: {shown(argv)}")
-    return supervise([sys.executable, "-m", "vllm.entrypoints.cli.main", *argv], engine_environment(settings))
+    return supervise([sys.executable, "-m", "vllm.entrypoints.cli.main", *argv], engine_environment(settings), health)
 
 
 def main(words: Sequence[str]) -> int:

@@ -76,3 +76,7 @@ def run(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         # `make logs | head`: the reader has gone; stdout is closed so that the interpreter does not complain at exit.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        console.error(named, "it belongs to another user, is gone, or its disk is full; `ls -ld` shows which" if error.filename else "")
+        return PrerequisiteError.exit_code

@@ -139,9 +139,19 @@ def test_the_cpu_engine_asks_for_no_gpu(cpu: Path, project: Project) -> None:
 
 def test_the_cuda_engine_asks_the_daemon_for_its_gpus(tmp_path: Path, project: Project) -> None:
     stand_in = settings.load("cpu", [], []).image_gateway
-    file = handed_over(tmp_path, project, "throughput", f"IMAGE_ENGINE={stand_in}", "HOST_GPU_COUNT=2")
-    requests = created(file, "engine", project)["HostConfig"]["DeviceRequests"]
-    assert [(r["Driver"], r["Count"], r["Capabilities"]) for r in requests] == [("nvidia", 2, [["gpu"]])]
+    file = handed_over(tmp_path, project, "throughput", f"IMAGE_ENGINE={stand_in}", "HOST_GPU_COUNT=2", "HOST_REPLICAS=2", "HOST_GPUS=5,GPU-aa,1,0")
+    for service, gpus in (("engine", "5,GPU-aa"), ("engine-2", "1,0")):
+        requests = created(file, service, project)["HostConfig"]["DeviceRequests"]
+        assert [(r["Driver"], r["DeviceIDs"], r["Capabilities"]) for r in requests] == [("nvidia", [gpus], [["gpu"]])]
+
+
+def test_a_replica_is_an_engine_like_the_first(tmp_path: Path, project: Project) -> None:
+    services = rendered(handed_over(tmp_path, project, "cpu", "HOST_REPLICAS=3"))["services"]
+    assert set(services) == {"gateway", "engine", "engine-2", "engine-3"}
+    for name in ("engine-2", "engine-3"):
+        apart = {"build", "profiles"}
+        assert {key: value for key, value in services[name].items() if key not in apart} == {
+            key: value for key, value in services["engine"].items() if key not in apart}
 
 
 @pytest.mark.parametrize("profile", ["cpu", "throughput", "latency"])

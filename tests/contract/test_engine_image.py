@@ -83,7 +83,8 @@ def test_its_catalogue_is_the_repositorys(image: Image) -> None:
 
 
 def test_its_scripts_are_the_repositorys(image: Image) -> None:
-    scripts = [*(ROOT / "docker/engine" / f"{name}.py" for name in ("entrypoint", "benchagent", "benchprobe")), *(ROOT / "healthchecks").glob("*.py")]
+    scripts = [*(ROOT / "docker/engine" / f"{name}.py" for name in ("entrypoint", "watch", "vitals", "benchagent", "benchprobe")),
+               *(ROOT / "healthchecks").glob("*.py")]
     wanted = {f"/opt/bundle/{'healthchecks/' if path.parent.name == 'healthchecks' else ''}{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
               for path in scripts}
     listed = answer(image.name, "sh", "-c", "sha256sum /opt/bundle/*.py /opt/bundle/healthchecks/*.py")

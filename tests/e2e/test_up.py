@@ -4,11 +4,13 @@ import json
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import requests
 
 from bundle import ROOT, STATE
+from support.load import streaming
 from support.project import Project, wait_until
 
 SELFTEST = "selftest"
@@ -63,18 +65,48 @@ def test_status_of_nothing_exits_5_and_down_of_nothing_is_no_error(project: Proj
     assert project.script("down").returncode == 0
 
 
-def test_a_changed_line_recreates_only_what_depends_on_it_and_down_drains_and_leaves_nothing(project: Project) -> None:
+def test_a_restart_under_16_streams_loses_none(served: Project) -> None:
+    with streaming(served.url, SELFTEST) as load:
+        wait_until(lambda: load.seen["right"] >= 16, deadline_s=120, what="16 answers before the restart")
+        restart = served.script("restart")
+        assert restart.returncode == 0, restart.stderr
+        after = load.seen["right"]
+        wait_until(lambda: load.seen["right"] >= after + 16, deadline_s=120, what="16 answers after it")
+    assert "nothing is answered for about" in restart.stderr
+    assert set(load.seen) == {"right", "refused"}, load.seen
+
+
+def test_changes_reach_only_what_depends_on_them_lose_no_stream_and_what_fails_goes_back(project: Project) -> None:
     assert project.up().returncode == 0
-    first = project.containers()
+    first, port = project.containers(), project.url
     assert project.up("--set", "GATEWAY_TIMEOUT_S=1800").returncode == 0
     second = project.containers()
     assert second["engine"].id == first["engine"].id
     assert second["gateway"].id != first["gateway"].id
-    changed = project.up("--set", "GATEWAY_TIMEOUT_S=1800", "--set", "ENGINE_MAX_NUM_SEQS=4")
-    assert changed.returncode == 0, changed.stderr
-    third = project.containers()
+    assert project.url == port, "GATEWAY_PORT=0 is chosen once"
+
+    with streaming(project.url, SELFTEST, pause_s=0.5) as load:
+        wait_until(lambda: load.seen["right"] >= 16, deadline_s=120, what="16 answers before the change")
+        changed = project.up("--set", "GATEWAY_TIMEOUT_S=1800", "--set", "ENGINE_MAX_NUM_SEQS=12")
+        assert changed.returncode == 0, changed.stderr
+        third = project.containers()
+        # More than the self-test model was made for. The version that answers is taken away for it, and comes back.
+        bad = project.up("--set", "GATEWAY_TIMEOUT_S=1800", "--set", "ENGINE_MAX_MODEL_LEN=1048576")
+        after = load.seen["right"]
+        wait_until(lambda: load.seen["right"] >= after + 16, deadline_s=120, what="16 answers after it was taken back")
+    assert set(load.seen) == {"right", "refused"}, load.seen
     assert third["engine"].id != second["engine"].id
     assert third["gateway"].id == second["gateway"].id
+    assert bad.returncode == 7, bad.stderr
+    assert "lower ENGINE_MAX_MODEL_LEN" in bad.stderr
+    assert "serves again" in bad.stderr
+    assert "ENGINE_MAX_NUM_SEQS=12" in project.deployment.env_file.read_text()
+
+    back = project.script("rollback")
+    assert back.returncode == 0, back.stderr
+    assert "ENGINE_MAX_NUM_SEQS=16" in project.deployment.env_file.read_text()
+    assert requests.post(f"{project.url}/v1/completions", json={"model": SELFTEST, "prompt": "Hello", "max_tokens": 4}, timeout=60).status_code == 200
+
     stream = requests.post(f"{project.url}/v1/completions", json={"model": SELFTEST, "prompt": "Hello", "max_tokens": 1500, "ignore_eos": True,
                                                                   "stream": True}, stream=True, timeout=120)
     lines = stream.iter_lines()
@@ -88,7 +120,24 @@ def test_a_changed_line_recreates_only_what_depends_on_it_and_down_drains_and_le
         left = subprocess.run(["docker", kind, "ls", *(["--all"] if kind == "container" else []), "--quiet", "--filter",
                                f"label=com.docker.compose.project={project.name}"], capture_output=True, text=True, check=True)
         assert left.stdout == "", kind
-    assert not (STATE / f"{project.name}.env").exists()
+    assert sorted(path.name for path in STATE.glob(f"{project.name}.*")) == [f"{project.name}.lock"]
+
+
+def test_after_interruptions_two_engines_come_up_and_a_roll_under_16_streams_interrupts_nothing(project: Project) -> None:
+    for seconds in (1.5, 2, 4):  # while it makes the containers, or starts them, or waits
+        with suppress(subprocess.TimeoutExpired):
+            project.up("--set", f"ENGINE_MAX_NUM_SEQS={seconds * 2:g}", timeout_s=seconds)
+    up = project.up("--set", "HOST_REPLICAS=2", "--set", "HOST_ENGINE_MEMORY=5g")
+    assert up.returncode == 0, up.stderr
+    before = project.containers()
+    assert set(before) == {"gateway", "engine", "engine-2"}
+    with streaming(project.url, SELFTEST, pause_s=2) as load:
+        wait_until(lambda: load.seen["right"] >= 16, deadline_s=120, what="16 answers before the roll")
+        roll = project.script("roll", "--profile", "cpu", "--set", "GATEWAY_PORT=0", "--set", "HOST_REPLICAS=2", "--set", "HOST_ENGINE_MEMORY=5g")
+        assert roll.returncode == 0, roll.stderr
+    assert set(load.seen) == {"right"}, load.seen
+    after = project.containers()
+    assert {name for name in before if after[name].id != before[name].id} == {"engine", "engine-2"}
 
 
 def test_bad_settings_exit_2_and_the_running_service_is_untouched(served: Project) -> None:
@@ -114,10 +163,10 @@ def test_a_taken_port_exits_3_names_its_owner_and_leaves_nothing(project: Projec
 
 
 def test_a_second_up_at_the_same_time_is_refused(project: Project) -> None:
-    with project.deployment.locked():
+    with project.deployment.locked("restart"):
         up = project.up()
     assert up.returncode == 3
-    assert "being changed by process" in up.stderr
+    assert "being changed by `make restart`" in up.stderr
 
 
 def test_the_daemon_away_exits_3(project: Project, tmp_path: Path) -> None:

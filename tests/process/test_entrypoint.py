@@ -4,8 +4,10 @@ The engine here is a stand-in of a few lines, started for real: what is tested a
 """
 
 import os
+import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -193,7 +195,8 @@ class Pod:
         return [sys.executable, str(ENTRYPOINT), *map(str, words)]
 
     def environment(self, extra: Mapping[str, str]) -> dict[str, str]:
-        return {"PATH": os.environ["PATH"], "PYTHONPATH": str(self.folder), "ENGINE_MODEL": "/m", "IMAGE_TARGET": "cpu", **extra}
+        return {"PATH": os.environ["PATH"], "HOME": str(self.folder), "PYTHONPATH": f"{self.folder}:{ENTRYPOINT.parent}", "ENGINE_MODEL": "/m",
+                "IMAGE_TARGET": "cpu", **extra}
 
     def run(self, *words: str | Path, **extra: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(self.command(*words), env=self.environment(extra), capture_output=True, text=True, timeout=60, check=False)
@@ -466,6 +469,65 @@ def test_a_core_that_outlives_its_engine_is_killed(pod: Pod, end: str) -> None:
     output, _ = process.communicate(timeout=30)
     core = int(output.split()[1])
     eventually(lambda: not exists(core), f"process {core} is still there")
+
+
+# --- an engine that hangs
+
+SERVES = """
+import http.server
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.end_headers()
+        self.wfile.write(b'vllm:num_requests_running{engine="0"} 1.0\\n' if self.path == '/metrics' else b'')
+    def log_message(self, *_): pass
+core = subprocess.Popen(['sleep', '600'])
+server = http.server.ThreadingHTTPServer(('127.0.0.1', PORT), Handler)
+say(f'core {core.pid}\\n')
+server.serve_forever()
+"""
+
+
+def serving(pod: Pod, **extra: str) -> tuple[subprocess.Popen[bytes], int]:
+    """An entrypoint whose engine has answered with one request running, and the number of that engine's core."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    pod.install(SERVES.replace("PORT", str(port)))
+    process = pod.start(**{"ENGINE_PORT": str(port), "HEALTH_STALL_S": "2", **extra})
+    return process, int(read_until(process, b"\n").split()[1])
+
+
+def test_an_engine_that_stands_still_is_ended_with_its_reason_and_a_code_of_its_own(pod: Pod) -> None:
+    process, core = serving(pod)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert re.fullmatch(r"entrypoint: the engine hung and was ended after \d+ s: no token for \d+ s with 1 running, 0 waiting", last_line(errors))
+    eventually(lambda: not exists(core), f"process {core} is still there")
+    assert (pod.folder / ".cache" / "vllm-bundle" / "ends.json").read_text().count(",") == 1
+
+
+def test_an_engine_with_a_process_that_was_stopped_is_ended(pod: Pod) -> None:
+    process, core = serving(pod, HEALTH_STALL_S="3")
+    os.kill(core, signal.SIGSTOP)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert last_line(errors).endswith(f"sleep (process {core}) is stopped (SIGSTOP)")
+    eventually(lambda: not exists(core), f"process {core} is still there")
+
+
+def test_an_engine_that_was_asked_to_stop_is_not_ended_for_standing_still_meanwhile(pod: Pod) -> None:
+    process, _ = serving(pod, HEALTH_STALL_S="600")
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert b"hung" not in errors
+
+
+@pytest.mark.parametrize(("name", "value"), [("HEALTH_STALL_S", "soon"), ("HEALTH_STALL_S", "0"), ("HEALTH_PORT", "x"), ("ENGINE_PORT", "-1")])
+def test_a_time_or_port_that_is_none_is_refused(pod: Pod, name: str, value: str) -> None:
+    pod.install("say('started')")
+    done = pod.run(**{name: value})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert last_line(done.stderr) == f"entrypoint: {name}={value!r} is not a positive number"
 
 
 # --- what the engine prints

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bundle import ROOT
+from bundle import ROOT, STATE
+from bundle.service import kept
 from bundle.service.deployment import Container, Deployment
 
 
@@ -48,10 +49,11 @@ class Project:
         return json.loads(again.stdout)
 
     def remove(self) -> None:
-        subprocess.run(["docker", "compose", "-p", self.name, "down", "--volumes", "--remove-orphans", "--timeout", "5"],
+        subprocess.run(["docker", "compose", "-p", self.name, "--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "5"],
                        capture_output=True, check=False, timeout=300, cwd="/")
-        for file in (self.deployment.env_file, self.deployment.engine_env_file, self.deployment.env_file.with_suffix(".lock")):
-            file.unlink(missing_ok=True)
+        kept.forget(self.deployment)
+        for file in STATE.glob(f"{self.name}.*"):
+            file.unlink()
 
 
 def wait_until(reached: Callable[[], bool], *, deadline_s: float, what: str) -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from bundle import ROOT
 from bundle.config import catalogue, envfile, profiles, settings, verdicts
-from bundle.config.keys import HOST_KEYS
 
 FILES = [*(f"{name}.env" for name in ("base", *profiles.names())), "site.env.example"]
 PENDING = [record for record in verdicts.load() if record.seed.startswith("ENV ")]
@@ -55,12 +54,6 @@ SEED = """"--model", "/app/models/hf/DeepSeek-R1-0528-Qwen3-8b", "--host", "0.0.
 "--enable-chunked-prefill", "--enable-prefix-caching", "--disable-log-stats", "--trust-remote-code", "--download-dir", "/app/cache",
 "--dtype", "auto", "--kv-cache-dtype", "auto", "--quantization", "fp8", "--tokenizer-mode", "auto\""""
 """The seed document's CMD."""
-
-
-def test_base_sets_every_key_of_the_bundle_that_no_profile_or_the_bundle_itself_decides() -> None:
-    entries, _ = envfile.parse(ROOT / "env" / "base.env")
-    by_profile = {"IMAGE_TARGET", "IMAGE_ENGINE"}
-    assert set(HOST_KEYS) - {entry.key for entry in entries} == {*by_profile, *settings.WRITTEN}
 
 
 @pytest.mark.parametrize("name", FILES)

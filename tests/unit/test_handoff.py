@@ -16,6 +16,7 @@ from bundle import ROOT
 from bundle.base.errors import CheckFailedError, ConfigurationError, PrerequisiteError
 from bundle.base.files import digest
 from bundle.config import settings
+from bundle.config.keys import MOST_REPLICAS
 from bundle.config.settings import Settings
 from bundle.fit import assessment
 from bundle.handoff import imageset, pack, unpack
@@ -109,8 +110,11 @@ def test_compose_builds_nothing_and_pulls_only_what_a_registry_has(folder: Path)
     ours = (ROOT / "compose.yaml").read_text().splitlines()
     assert "build:" not in text
     assert "build-args" not in text
-    assert [line for line in text.splitlines() if line not in ours] == ["    pull_policy: never", "    pull_policy: missing"]
-    assert [line.strip() for line in text.splitlines() if line.startswith("    image:")] == ["image: ${IMAGE_GATEWAY:?}", "image: ${IMAGE_ENGINE:?}"]
+    added = [line for line in text.splitlines() if line not in ours]
+    assert added[:2] == ["    pull_policy: never", "    pull_policy: missing"]
+    assert [line[:38] for line in added[2:]] == [f"  engine-{number}: {{pull_policy: missing, <<:" for number in range(2, MOST_REPLICAS + 1)]
+    images = [line.strip() for line in text.splitlines() if line.lstrip().startswith("image:")]
+    assert images == ["image: ${IMAGE_ENGINE:?}", "image: ${IMAGE_GATEWAY:?}"]
 
 
 def test_reports_say_what_is_not_known(folder: Path) -> None:

@@ -231,6 +231,13 @@ def test_more_memory_than_the_machine_has_fails_with_a_value_that_works(fake: Fa
     assert found.fix == "set HOST_ENGINE_MEMORY to 24g or less"
 
 
+def test_every_replica_takes_its_own_memory(fake: FakeHost) -> None:
+    fake.docker()
+    found = look(fake, replace(NEEDS, memory=14 * 2**30, replicas=2))["memory"]
+    assert (found.state, found.fix) == ("fail", "set HOST_ENGINE_MEMORY to 12g or less")
+    assert found.found.endswith("HOST_ENGINE_MEMORY is 14.0 GiB for each of 2 engines")
+
+
 def test_memory_that_others_use_is_a_warning_unless_this_project_is_running(fake: FakeHost) -> None:
     needs = replace(NEEDS, memory=20 * 2**30)
     fake.docker()
@@ -397,6 +404,13 @@ def test_fewer_gpus_than_asked_for_fail(fake: FakeHost) -> None:
     gpu_host(fake)
     found = look(fake, replace(GPU_NEEDS, gpus=2))["gpu"]
     assert (found.state, found.fix) == ("fail", "set HOST_GPU_COUNT=1")
+
+
+def test_only_the_gpus_that_are_named_are_looked_at(fake: FakeHost) -> None:
+    gpu_host(fake)
+    assert look(fake, replace(GPU_NEEDS, chosen=("0",)))["gpu"].state == look(fake, GPU_NEEDS)["gpu"].state
+    found = look(fake, replace(GPU_NEEDS, chosen=("7",)))["gpu"]
+    assert (found.state, found.found) == ("fail", "0 of 1: HOST_GPUS names none of this host")
 
 
 @pytest.mark.parametrize(("name", "capability", "state"), [("Tesla V100", "7.0", "fail"), ("NVIDIA H200", "9.0", "warn"),

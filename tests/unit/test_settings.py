@@ -12,6 +12,7 @@ from bundle.choice import profile
 from bundle.choice.profile import Wanted
 from bundle.config import catalogue, profiles, settings, verdicts
 from bundle.config.envfile import Entry
+from bundle.config.keys import DERIVED
 from bundle.config.rules import Rules
 from bundle.config.settings import Settings
 from support.bad_inputs import BAD, Bad
@@ -257,6 +258,26 @@ def test_the_properties_are_typed(root: Path) -> None:
     assert (found.project, found.image_target, found.gateway_bind, found.gateway_port) == ("p1", "cpu", "127.0.0.1", 0)
     assert (found.image_engine, found.image_gateway) == ("vllm-bundle/engine:cpu-0.32.0", "vllm-bundle/gateway:2.6")
     assert found.ready_timeout_s == 600.0
+
+
+def test_replicas_become_services_and_gpus(root: Path) -> None:
+    def derived(*sets: str) -> dict[str, str]:
+        found = load(root, "throughput", *sets)
+        assert not found.errors
+        return {key: found.value(key) for key in DERIVED if found.value(key)}
+
+    assert derived() == {"HOST_GPUS_1": "0"}
+    assert derived("HOST_REPLICAS=2") == {"COMPOSE_PROFILES": "replica-2", "HOST_GPUS_1": "0", "HOST_GPUS_2": "1"}
+    assert derived("HOST_REPLICAS=2", "HOST_GPU_COUNT=2", "HOST_GPUS=7,GPU-a,5,0") == {
+        "COMPOSE_PROFILES": "replica-2", "HOST_GPUS_1": "7,GPU-a", "HOST_GPUS_2": "5,0"}
+    assert not [key for key in DERIVED if load(root, "cpu").value(key)], "a CPU engine gets no GPU"
+
+
+def test_a_whole_file_with_another_number_of_replicas_is_derived_anew(root: Path) -> None:
+    flat = root / "whole.env"
+    flat.write_text(load(root, "throughput", "HOST_REPLICAS=2").flatten("whole.env"))
+    assert load(root, None, "HOST_REPLICAS=1", files=(flat,)).value("COMPOSE_PROFILES") == ""
+    assert load(root, None, files=(flat,)).value("HOST_GPUS_2") == "1"
 
 
 def test_remarks_name_what_does_nothing_and_what_to_use(root: Path) -> None:

@@ -45,4 +45,10 @@ class SlowerError(BundleError):
     exit_code = 6
 
 
+class RolledBackError(BundleError):
+    """A new version did not become ready; the one before it serves again."""
+
+    exit_code = 7
+
+
 INTERRUPTED = 130

@@ -42,11 +42,12 @@ print(json.dumps({{name: importlib.metadata.version(name) for name in {runtimes.
 # Runs beside the engine. The health check looks every 5 s only, which is too coarse for the time that a start takes.
 _FIRST_ANSWER = """
 import json, sys, time, urllib.request
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not the proxy that Docker's client hands to every container
 ask = urllib.request.Request("http://127.0.0.1:" + sys.argv[1] + "/v1/completions", headers={"Content-Type": "application/json"},
                              data=json.dumps({"model": sys.argv[2], "prompt": "ready?", "max_tokens": 1, "temperature": 0}).encode())
 while True:
     try:
-        urllib.request.urlopen(ask, timeout=600).read()
+        direct.open(ask, timeout=600).read()
         print(time.time())
         break
     except OSError:
@@ -111,7 +112,7 @@ class ComposeRuntime:
 
     def probe(self) -> dict[str, Any]:
         """As Runtime.probe, in a container like the engine's: its image, GPU, limits and environment."""
-        self.deployment.write(self._prepared)
+        self.deployment.write(self.deployment.texts(self._prepared))
         done = self.deployment.compose("run", "--rm", "--no-deps", "-T", "--entrypoint", PYTHON, "engine", f"{FOLDER}/benchprobe.py",
                                        timeout_s=PROBE_LIMIT_S)
         found: dict[str, Any] = runtimes.last_json(done.stdout, "benchprobe.py")
@@ -141,7 +142,7 @@ class ComposeRuntime:
 
     def _own(self, settings: Settings) -> Settings:
         values = {"HOST_PROJECT": self.deployment.project, "GATEWAY_BIND": "127.0.0.1", "GATEWAY_PORT": "0"}
-        return runtimes.overridden(settings, values, "set by the benchmark")
+        return settings.overridden(values, "set by the benchmark")
 
     def _failed(self, error: NotReadyError, label: str) -> StartFailed:
         """The engine's own error where it ended by itself; else what `make up` says: out of memory, or too slow."""

@@ -148,7 +148,7 @@ class ProcessEngine:
         self._hold, self._held_since, self._stopped = hold, 0.0, False
 
         where = {"ENGINE_HOST": "127.0.0.1", "ENGINE_PORT": str(port), "ENGINE_MODEL": self.model}
-        own = runtimes.overridden(settings, where, "set by the benchmark")
+        own = settings.overridden(where, "set by the benchmark")
         logs = folder / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         env_file = logs / f"{label}.env"

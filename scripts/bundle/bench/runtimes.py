@@ -6,13 +6,11 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 from bundle import ROOT
 from bundle.base import console, shell
 from bundle.base.errors import BundleError
-from bundle.config.envfile import Entry
 from bundle.config.settings import Settings
 from bundle.machine import gpu
 from bundle.machine.facts import Host
@@ -100,11 +98,6 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Leave nothing: no container, no volume, no process, no cache."""
-
-
-def overridden(settings: Settings, values: Mapping[str, str], why: str) -> Settings:
-    """`settings` with `values` in place of their own; `why` becomes their origin."""
-    return replace(settings, entries={**settings.entries, **{key: Entry(key=key, value=value, file=why, line=0) for key, value in values.items()}})
 
 
 def provenance(runtime: str, engine: Mapping[str, str], images: Mapping[str, str]) -> dict[str, Any]:

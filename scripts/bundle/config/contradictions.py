@@ -187,6 +187,16 @@ def _gpus(values: _Values) -> Iterator[Finding]:
                f"splits the model over {wanted:g} GPUs, and the engine gets HOST_GPU_COUNT={there:g}. Use HOST_GPU_COUNT={wanted:g}.", "error")
 
 
+def _replicas(values: _Values) -> Iterator[Finding]:
+    gpus = values["HOST_GPUS"].split(",") if values.cuda and values["HOST_GPUS"] else []
+    replicas, each = values.number("HOST_REPLICAS"), values.number("HOST_GPU_COUNT")
+    if gpus and replicas and each and len(gpus) != replicas * each:
+        yield ("HOST_GPUS", f"names {len(gpus)}, and HOST_REPLICAS={replicas:g} engines with HOST_GPU_COUNT={each:g} take {replicas * each:g}. "
+               "Name as many, or leave it empty for the first ones.", "error")
+    if len(set(gpus)) < len(gpus):
+        yield "HOST_GPUS", "names a GPU twice, and each engine takes most of its GPU's memory. Name each once.", "error"
+
+
 def _model(values: _Values) -> Iterator[Finding]:
     model = values["ENGINE_MODEL"]
     if model and not model.startswith("/") and values["HOST_ENGINE_OFFLINE"] == "true":
@@ -198,4 +208,4 @@ def _model(values: _Values) -> Iterator[Finding]:
 
 _CHECKS: tuple[Callable[[_Values], Iterator[Finding]], ...] = (
     _one_flag_set_twice, _deprecated, _batching, _graphs, _metrics, _gpu_memory, _container_memory, _allocator, _compile_cache, _development_routes,
-    _address, _stopping, _image, _gpus, _model)
+    _address, _stopping, _image, _gpus, _replicas, _model)

@@ -1,4 +1,4 @@
-"""The keys that are the bundle's own (HOST_, GATEWAY_, IMAGE_, MODEL_, build knobs): what each may hold. Their values stand in env/base.env."""
+"""The keys that are the bundle's own (HOST_, GATEWAY_, HEALTH_, IMAGE_, MODEL_, build knobs), and what each may hold; env/base.env has the values."""
 
 import ipaddress
 import re
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from bundle.base.text import near
 from bundle.config.catalogue import TARGETS
 
-PREFIXES = ("HOST_", "GATEWAY_", "IMAGE_", "MODEL_", "BUILD_")
+PREFIXES = ("HOST_", "GATEWAY_", "HEALTH_", "IMAGE_", "MODEL_", "BUILD_")
 
 _SIZE = re.compile(r"\d+(\.\d+)?[bkmgBKMG]")
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]*(@sha256:[0-9a-f]{64})?")
+_GPUS = re.compile(r"[\w./:=-]+(,[\w./:=-]+)*", re.ASCII)
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _SIZES = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostKey:
-    """One key of the bundle. `kind` is int, size, path, address, image, project or text; empty is allowed unless `required`."""
+    """One key of the bundle. `kind` is int, size, gpus, address, image, project or text; empty is allowed unless `required`."""
 
     kind: str = "text"
     required: bool = False
@@ -39,7 +40,8 @@ class HostKey:
                 return f"{value} is outside {self.minimum} to {self.maximum}."
         if self.kind == "address" and not _is_address(value):
             return f"{value!r} is not an IP address. 127.0.0.1 serves this host only, 0.0.0.0 every network."
-        pattern, example = {"size": (_SIZE, "a number and a unit (b, k, m, g): 8g"), "image": (_IMAGE, "an image name: name:tag"),
+        pattern, example = {"gpus": (_GPUS, "a list of GPUs, by index or UUID: 0,1"),
+                            "size": (_SIZE, "a number and a unit (b, k, m, g): 8g"), "image": (_IMAGE, "an image name: name:tag"),
                             "project": (_PROJECT, "a project name: lower-case letters, digits, - and _")}.get(self.kind, (None, ""))
         return f"{value!r} is not {example}." if pattern and not pattern.fullmatch(value) else ""
 
@@ -47,6 +49,9 @@ class HostKey:
 def _int(minimum: int, maximum: int) -> HostKey:
     return HostKey(kind="int", required=True, minimum=minimum, maximum=maximum)
 
+
+MOST_REPLICAS = 8
+"""compose.yaml has as many engines."""
 
 _FILE = HostKey(path=True)
 _SIZE_KEY = HostKey(kind="size", required=True)
@@ -64,6 +69,9 @@ HOST_KEYS: dict[str, HostKey] = {
     "HOST_STOP_GRACE_S": _int(1, 3600),
     "HOST_READY_TIMEOUT_S": _int(1, 86_400),
     "HOST_GPU_COUNT": _int(1, 64),
+    "HEALTH_STALL_S": _int(10, 86_400),
+    "HOST_GPUS": HostKey(kind="gpus"),
+    "HOST_REPLICAS": _int(1, MOST_REPLICAS),
     "GATEWAY_BIND": HostKey(kind="address", required=True),
     "GATEWAY_PORT": _int(0, 65_535),
     "GATEWAY_API_KEYS_FILE": _FILE,
@@ -77,6 +85,14 @@ HOST_KEYS: dict[str, HostKey] = {
     "BUILD_CA_BUNDLE": _FILE,
     "WHEELHOUSE": _FILE,
 }
+
+FOR_ENTRYPOINT = ("HEALTH_STALL_S",)
+"""Keys that docker/engine/entrypoint.py reads, beside the engine: they are handed over with the engine's own settings."""
+
+DERIVED: tuple[str, ...] = ("COMPOSE_PROFILES", *(f"HOST_GPUS_{number}" for number in range(1, MOST_REPLICAS + 1)))
+"""What compose.yaml takes from HOST_REPLICAS, HOST_GPU_COUNT and HOST_GPUS: the services of the further replicas, and each one's GPUs."""
+
+HOST_KEYS |= dict.fromkeys(DERIVED, HostKey())
 
 FROM_ENVIRONMENT = ("BASE_IMAGE", "BUILD_CA_BUNDLE", "WHEELHOUSE", "HOST_SETUP")
 """Keys that may also come from the process environment (`make build BASE_IMAGE=…`), over base.env and under every other file."""

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from bundle.base.errors import ConfigurationError
 from bundle.base.text import near
 from bundle.config import catalogue, contradictions, envfile, profiles, verdicts
 from bundle.config.envfile import Entry, Problem
-from bundle.config.keys import FROM_ENVIRONMENT, HOST_KEYS
+from bundle.config.keys import DERIVED, FOR_ENTRYPOINT, FROM_ENVIRONMENT, HOST_KEYS
 from bundle.config.rules import Rules
 
 MODEL_IN_CONTAINER = "/model"
@@ -108,6 +108,11 @@ class Settings:
         return self.path("GATEWAY_TLS_CERT_FILE")
 
     @property
+    def replicas(self) -> int:
+        """How many engines serve the model."""
+        return int(self.value("HOST_REPLICAS"))
+
+    @property
     def ready_timeout_s(self) -> float:
         return float(self.value("HOST_READY_TIMEOUT_S"))
 
@@ -116,12 +121,16 @@ class Settings:
         """The name that clients ask for (the first, where there are several)."""
         return self.value("ENGINE_SERVED_MODEL_NAME").split()[0]
 
+    def overridden(self, values: Mapping[str, str], why: str) -> "Settings":
+        """These settings with `values` in place of their own; `why` becomes their origin."""
+        return replace(self, entries={**self.entries, **{key: Entry(key=key, value=value, file=why, line=0) for key, value in values.items()}})
+
     def flatten(self, env_file_name: str) -> str:
         """The deployment as one env file that stands alone; `env_file_name` is its own path as compose.yaml sees it."""
         own = Entry(key="HOST_ENV_FILE", value=env_file_name, file="the file that the engine's container reads, as compose.yaml sees it", line=0)
         kept = [own]
         for key, entry in self.entries.items():
-            if key in HOST_KEYS and key != "HOST_ENV_FILE":
+            if key in HOST_KEYS and key not in ("HOST_ENV_FILE", *FOR_ENTRYPOINT):
                 path = self.path(key) if HOST_KEYS[key].path else None
                 kept.append(replace(entry, value=str(path)) if path else entry)
         header = f"# The whole deployment of profile {self.profile}, flattened. Above each value: where it came from.\n"
@@ -129,7 +138,8 @@ class Settings:
 
     def flatten_engine(self) -> str:
         """The engine's own part of `flatten`: its flags and its environment, as one env file text."""
-        return envfile.render(entry for key, entry in self.entries.items() if key not in HOST_KEYS and entry.value)
+        return envfile.render(entry for key, entry in self.entries.items()
+                               if (key not in HOST_KEYS or key in FOR_ENTRYPOINT) and entry.value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +176,8 @@ def load(profile: str | None, env_files: Sequence[str | Path] = (), sets: Sequen
     for layer in layers:
         problems += layer.problems
         if whole is None:
-            problems += [_problem(layer.keys[key], "written by the bundle itself; delete the line.") for key in WRITTEN if key in layer.keys]
+            problems += [_problem(layer.keys[key], "written by the bundle itself; delete the line.")
+                         for key in (*WRITTEN, *DERIVED) if key in layer.keys]
         entries |= layer.keys
     entries["HOST_PROFILE"] = marker
     return _settings(_derived(entries), problems, [layer.name for layer in layers], root)
@@ -255,7 +266,21 @@ def _derived(entries: dict[str, Entry]) -> dict[str, Entry]:
             derive("ENGINE_SERVED_MODEL_NAME", "selftest", "the self-test model is served")
         else:
             derive("ENGINE_SERVED_MODEL_NAME", _name(Path(model).name if model.startswith("/") else model), "the name of ENGINE_MODEL")
+    for key, derived in _replicas(value).items():
+        derive(key, derived, "HOST_REPLICAS, HOST_GPU_COUNT and HOST_GPUS")
     return entries
+
+
+def _replicas(value: Callable[[str], str]) -> dict[str, str]:
+    """What compose.yaml needs to run the further replicas, and to give each its own GPUs; {} where the values it comes from are wrong."""
+    if any(HOST_KEYS[key].fault(value(key)) for key in ("HOST_REPLICAS", "HOST_GPU_COUNT", "HOST_GPUS")):
+        return {}
+    replicas, count = int(value("HOST_REPLICAS")), int(value("HOST_GPU_COUNT"))
+    derived = {"COMPOSE_PROFILES": ",".join(f"replica-{number}" for number in range(2, replicas + 1))}
+    if value("IMAGE_TARGET") == "cuda":
+        gpus = value("HOST_GPUS").split(",") if value("HOST_GPUS") else [str(index) for index in range(replicas * count)]
+        derived |= {f"HOST_GPUS_{number}": ",".join(gpus[(number - 1) * count:number * count]) for number in range(1, replicas + 1)}
+    return derived
 
 
 def _name(text: str) -> str:

@@ -13,8 +13,8 @@ _NO_GPU = "`make up PROFILE=cpu` serves on the CPU; a GPU needs NVIDIA driver 58
 _TOOLKIT = "install nvidia-container-toolkit, then: nvidia-ctk runtime configure --runtime=docker && systemctl restart docker"
 
 
-def gpu_checks(docker: Docker, host: Host, nvidia: Nvidia, *, count: int) -> Iterator[Check]:
-    """Can `count` GPUs carry an engine? All but their memory, which is fit's arithmetic."""
+def gpu_checks(docker: Docker, host: Host, nvidia: Nvidia, *, count: int, replicas: int = 1) -> Iterator[Check]:
+    """Can `count` GPUs carry `replicas` engines? All but their memory, which is fit's arithmetic."""
     if not nvidia.driver:
         found = "an NVIDIA card without a driver" if nvidia.card else "no NVIDIA GPU for a GPU profile"
         yield fail("gpu driver", f"{found} ({nvidia.error})", _NO_GPU)
@@ -23,17 +23,19 @@ def gpu_checks(docker: Docker, host: Host, nvidia: Nvidia, *, count: int) -> Ite
         yield fail("gpu driver", f"{nvidia.driver}; CUDA 13 needs {MIN_DRIVER} or newer", f"update it to {MIN_DRIVER} or newer, then reboot")
     else:
         yield ok("gpu driver", nvidia.driver)
-    if not nvidia.gpus:
+    if not nvidia.gpus and nvidia.error:
         yield fail("gpu", f"the driver lists none: {nvidia.error}", "install nvidia-smi (it comes with the driver); after a driver update, reboot")
     else:
-        yield _cards(nvidia.gpus, count)
+        yield _cards(nvidia.gpus, count, replicas)
     yield _in_containers(docker, host)
 
 
-def _cards(gpus: Sequence[Gpu], count: int) -> Check:
+def _cards(gpus: Sequence[Gpu], count: int, replicas: int) -> Check:
     used, found = gpus[:count], ", ".join(card.label for card in gpus)
     if len(used) < count:
-        return fail("gpu", f"{len(gpus)} of {count}: {found}", f"set HOST_GPU_COUNT={len(gpus)}")
+        return fail("gpu", f"{len(gpus)} of {count}: {found or 'HOST_GPUS names none of this host'}",
+                    f"set HOST_GPU_COUNT={len(gpus)}" if replicas == 1 and gpus else
+                    f"HOST_REPLICAS x HOST_GPU_COUNT may be {len(gpus)} at most; `nvidia-smi -L` lists what HOST_GPUS may name")
     if min(card.compute_capability for card in used) < MIN_CAPABILITY:
         return fail("gpu", f"{found}: the engine has no code for a compute capability under 7.5", "`make up PROFILE=cpu`, or a newer card")
     if any(card.compute_capability[0] != TARGET_CAPABILITY for card in used):

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bundle.base.errors import ConfigurationError
@@ -42,7 +42,12 @@ class Needs:
     bind: str = "127.0.0.1"
     port: int = 0
     memory: int = 0
+    """Of each engine, in bytes."""
+    replicas: int = 1
     gpus: int = 1
+    """Of all engines together."""
+    chosen: tuple[str, ...] = ()
+    """Which GPUs, by index or UUID; empty for the first ones."""
     gpu_share: float | None = 0.0
     """Part of a GPU's memory that the engine asks for; 0 where it is given a number of bytes instead, None for auto."""
     model_dir: Path | None = None
@@ -58,7 +63,7 @@ class Needs:
             value = settings.value(key)
             return value if value and not HOST_KEYS[key].fault(value) else ""
 
-        target = good("IMAGE_TARGET") or "cpu"
+        target, replicas = good("IMAGE_TARGET") or "cpu", int(good("HOST_REPLICAS") or 1)
         return cls(
             target=target,
             image=settings.image_engine,
@@ -66,7 +71,9 @@ class Needs:
             bind=good("GATEWAY_BIND") or "127.0.0.1",
             port=int(good("GATEWAY_PORT") or 0),
             memory=size_bytes(good("HOST_ENGINE_MEMORY") or "0b"),
-            gpus=int(good("HOST_GPU_COUNT") or 1),
+            replicas=replicas,
+            gpus=int(good("HOST_GPU_COUNT") or 1) * replicas,
+            chosen=tuple(good("HOST_GPUS").split(",")) if good("HOST_GPUS") else (),
             gpu_share=_gpu_share(settings, target),
             model_dir=assessment.model_folder(settings),
             model=settings.value("ENGINE_MODEL"),
@@ -93,8 +100,10 @@ def examine(needs: Needs, host: Host) -> list[Check]:
     found += [_memory(needs, docker, host, running=running), _disk(needs, docker, host), _port(needs, host)]
     if needs.target == "cuda":
         nvidia = gpu.read(host)
-        found += gpu_checks(docker, host, nvidia, count=needs.gpus)
-        if cards := nvidia.gpus[:needs.gpus]:
+        # A UUID is the driver's to know: nvidia-smi is asked for indexes only.
+        listed = [card for card in nvidia.gpus if not needs.chosen or not needs.chosen[0].isdigit() or str(card.index) in needs.chosen]
+        found += gpu_checks(docker, host, replace(nvidia, gpus=tuple(listed)), count=needs.gpus, replicas=needs.replicas)
+        if cards := listed[:needs.gpus]:
             found += [memory_check(cards, needs.gpu_share, running=running)]
     else:
         found += [ok("gpu", "not needed by a CPU profile")]
@@ -169,9 +178,10 @@ def _memory(needs: Needs, docker: Docker, host: Host, *, running: bool) -> Check
     total = docker.server.get("MemTotal") or host.memory("MemTotal")
     free = host.memory("MemAvailable")
     found = f"{_gib(free)} GiB free of {_gib(total)}; HOST_ENGINE_MEMORY is {_gib(needs.memory)} GiB"
-    if needs.memory > total:
-        return fail("memory", found, f"set HOST_ENGINE_MEMORY to {int(total / 2**30)}g or less")
-    if needs.memory > free and not running:
+    found += f" for each of {needs.replicas} engines" if needs.replicas > 1 else ""
+    if needs.memory * needs.replicas > total:
+        return fail("memory", found, f"set HOST_ENGINE_MEMORY to {int(total / needs.replicas / 2**30)}g or less")
+    if needs.memory * needs.replicas > free and not running:
         return warn("memory", found, "end other programs or lower HOST_ENGINE_MEMORY, or the kernel may have to kill something")
     return ok("memory", found)
 

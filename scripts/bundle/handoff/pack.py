@@ -96,8 +96,8 @@ def files(folder: Path) -> list[tuple[str, Path]]:
 def services(shipped: Sequence[Shipped]) -> dict[str, str]:
     """The files that say what runs, with what rights, as this bundle hands them over with these images: by name."""
     policies = {image.service: image.pull_policy for image in shipped}
-    compose, accelerator = ((ROOT / name).read_text(encoding="utf-8") for name in (COMPOSE, _ACCELERATOR))
-    return {COMPOSE: runnable(compose, policies), _ACCELERATOR: accelerator}
+    own = {name: (ROOT / name).read_text(encoding="utf-8") for name in (COMPOSE, _ACCELERATOR)}
+    return own | {COMPOSE: runnable(own[COMPOSE], policies)}
 
 
 def runnable(compose: str, policies: Mapping[str, str]) -> str:
@@ -105,6 +105,7 @@ def runnable(compose: str, policies: Mapping[str, str]) -> str:
     def without_build(match: re.Match[str]) -> str:
         return f"{match['before']}    pull_policy: {policies[match['service']]}\n"
 
+    compose = re.sub(r"^  engine-\d+: \{", lambda replica: f"{replica[0]}pull_policy: {policies['engine']}, ", compose, flags=re.MULTILINE)
     # A service's name, its keys up to `build:`, and the deeper lines that belong to it.
     return re.sub(r"(?P<before>^  (?P<service>[\w-]+):\n(?:    .*\n|\n)*?)    build:\n(?:      .*\n)+", without_build, compose, flags=re.MULTILINE)
 

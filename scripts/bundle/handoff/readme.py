@@ -6,7 +6,7 @@ from pathlib import Path
 from bundle.config.settings import Settings
 from bundle.fit.assessment import Fit
 from bundle.handoff.imageset import Shipped
-from bundle.service import lifecycle
+from bundle.service import address
 
 _COMPOSE = "docker compose --env-file handoff.env"
 _EVERY_HOST = ("127.0.0.1", "0.0.0.0", "::1", "::")  # noqa: S104
@@ -36,9 +36,7 @@ def provided(settings: Settings, images: Sequence[Shipped]) -> list[str]:
 
 def text(settings: Settings, images: Sequence[Shipped], fit: Fit) -> str:
     """All of HANDOFF.md."""
-    port = str(settings.gateway_port or "PORT")
-    scheme = "https" if settings.tls_cert_file else "http"
-    ask = lifecycle.curl(f"{scheme}://{_address(settings)}:{port}/v1", settings.served_model_name, settings)
+    ask = address.from_settings(settings).curl
     which_port = "" if settings.gateway_port else f"{_COMPOSE} port gateway 8005      # shows the PORT that Docker has chosen\n"
     load = "".join(f"docker load --input {image.archive}\n" for image in images if image.archive)
     needs = "".join(f"- {need}\n" for need in provided(settings, images))
@@ -97,13 +95,6 @@ The checksums notice damage. Whoever can change a file can change them too: wher
 | image | id | digest | GB | archive |
 |---|---|---|---|---|
 {rows}"""
-
-
-def _address(settings: Settings) -> str:
-    bind = settings.gateway_bind
-    if bind in _EVERY_HOST:
-        return "[::1]" if ":" in bind else "127.0.0.1"
-    return f"[{bind}]" if ":" in bind else bind
 
 
 def folder_of(archive: Path) -> str:

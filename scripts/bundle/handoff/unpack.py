@@ -111,7 +111,7 @@ def require_own_services(folder: Path) -> None:
     if changed:
         more = [f"  … and {len(changed) - _SHOWN} lines more"] if len(changed) > _SHOWN else []
         raise CheckFailedError("\n".join([f"{folder} would not run as this bundle does:", *(f"  {line[:150]}" for line in changed[:_SHOWN]), *more]),
-                               fix="another version of the bundle? If the lines are right: --accept-compose (ACCEPT_COMPOSE=1)")
+                               fix="is it of another version of the bundle? read the lines; if they are right, say so: --accept-compose")
 
 
 def deployment(folder: Path, sets: Sequence[str]) -> Settings:

@@ -146,7 +146,7 @@ def _build(settings: Settings, image: Image, env_file: Path, knobs: Mapping[str,
     log = STATE / f"build-{settings.image_target if image.service == 'engine' else image.service}.log"
     # The daemon's own builder: another one that the operator may have chosen does not see the images that are on this host.
     builder = shell.run(["docker", "context", "show"], timeout_s=60, env=daemon.client_environment()).stdout.strip()
-    environ = {"BUILDX_BUILDER": builder, **daemon.client_environment(), **knobs, "BUILD_SOURCE": image.source,
+    environ = {**daemon.client_environment(), **knobs, "BUILDX_BUILDER": builder, "BUILD_SOURCE": image.source,
                "BUILD_LOCK": files.digest(image.lock) if image.lock else "", "DOCKER_BUILDKIT": "1"}
     # Compose labels the image with the project, and every container of the image inherits that: it must not pass for one of a deployment.
     argv = ["docker", "compose", "--file", str(ROOT / "compose.yaml"), "--env-file", str(env_file), "--project-name", "vllm-bundle-images",

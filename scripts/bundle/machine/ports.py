@@ -25,6 +25,13 @@ def refusal(bind: str, port: int) -> OSError | None:
     return None
 
 
+def unused(bind: str) -> int:
+    """A port on the address `bind` that nothing holds now. Raises OSError where the address is none of this machine's."""
+    with socket.socket(socket.AF_INET6 if ":" in bind else socket.AF_INET, socket.SOCK_STREAM) as trial:
+        trial.bind((bind, 0))
+        return int(trial.getsockname()[1])
+
+
 def publisher(host: Host, bind: str, port: int) -> tuple[str, str] | None:
     """Name and Compose project ("" without one) of the running container that publishes `port` where `bind` would; None without one."""
     ids = host.run("docker", "ps", "--quiet", "--filter", f"publish={port}").stdout.split()

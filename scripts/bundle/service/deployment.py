@@ -1,10 +1,12 @@
 """One deployment on this host: the env files that `make up` derived for it, the Compose project, and its containers."""
 
 import fcntl
+import getpass
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -12,11 +14,19 @@ from typing import Any
 
 from bundle import ROOT, STATE
 from bundle.base import shell
+from bundle.base.clock import Clock
 from bundle.base.errors import BundleError, PrerequisiteError
+from bundle.config import envfile
 from bundle.config.settings import Settings
 from bundle.machine import daemon
 
 DEFAULT_PROJECT = "vllm"
+GATEWAY, ENGINE = "gateway", "engine"
+WORK_S = 120
+"""What Docker and Compose may take for their own part of a change, beside what they wait for."""
+ATTEMPTS, PAUSE_S = 5, 1.0
+_CONFLICT = "is already in use by container"
+_PLANNED = re.compile(r"Container (?P<name>\S+)\s+(?P<action>Recreate|Creat|Start|Running)(?:e|ing|ed)?\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +47,16 @@ class Container:
     """What its health check last said while it failed; empty when it did not."""
     published: tuple[str, int] | None
     """Host address and port of its published port while it runs."""
+    stop_grace_s: float = 0
+    """Seconds that Docker lets it take to stop."""
 
     @property
     def healthy(self) -> bool:
         return self.state == "running" and self.health == "healthy"
+
+    @property
+    def is_engine(self) -> bool:
+        return is_engine(self.service)
 
     def ended_since(self, before: "Container | None") -> bool:
         """Whether its process has ended since `before` was read, even where Docker has restarted it by now."""
@@ -66,26 +82,36 @@ class Container:
             memory_bytes=inspected["HostConfig"]["Memory"],
             probe=failures[-1] if failures else "",
             published=published[0] if published else None,
+            stop_grace_s=float(inspected["Config"].get("StopTimeout") or 0),
         )
+
+
+def is_engine(service: str) -> bool:
+    """Whether a service is one of the engines: engine, engine-2, engine-3 …"""
+    return service == ENGINE or service.startswith(f"{ENGINE}-")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """A Compose project and the env file that it runs from."""
+    """A Compose project and the env files that it runs from. What talks to Docker are the methods that a test replaces."""
 
     project: str = DEFAULT_PROJECT
     home: Path = ROOT
     """The folder of its compose.yaml: the bundle's own, or a handoff's."""
+    state: Path = STATE
+    clock: Clock = field(default_factory=Clock)
+
+    # --- its files
 
     @property
     def env_file(self) -> Path:
         """Everything that compose.yaml interpolates, and the origin of each value as comments."""
-        return STATE / f"{self.project}.env"
+        return self.state / f"{self.project}.env"
 
     @property
     def engine_env_file(self) -> Path:
         """The engine's own settings alone: a change elsewhere must not recreate the engine."""
-        return STATE / f"{self.project}.engine.env"
+        return self.state / f"{self.project}.engine.env"
 
     @property
     def is_written(self) -> bool:
@@ -95,13 +121,30 @@ class Deployment:
     def from_settings(cls, settings: Settings) -> "Deployment":
         return cls(project=settings.project)
 
-    def write(self, settings: Settings) -> None:
-        """Put the derived env files in place, each in one step."""
-        STATE.mkdir(exist_ok=True)
-        _replace(self.engine_env_file, settings.flatten_engine())
-        _replace(self.env_file, settings.flatten(str(self.engine_env_file.relative_to(ROOT) if self.home == ROOT else self.engine_env_file)))
+    def texts(self, settings: Settings) -> tuple[str, str]:
+        """What `env_file` and `engine_env_file` hold for `settings`."""
+        name = self.engine_env_file.relative_to(ROOT) if self.home == ROOT and self.state == STATE else self.engine_env_file
+        return settings.flatten(str(name)), settings.flatten_engine()
 
-    def compose(self, *arguments: str, timeout_s: float = 120, failure: type[BundleError] | None = BundleError) -> CompletedProcess[str]:
+    def write(self, texts: tuple[str, str]) -> None:
+        """Put the derived env files in place, each in one step."""
+        self.state.mkdir(exist_ok=True)
+        _replace(self.engine_env_file, texts[1])
+        _replace(self.env_file, texts[0])
+
+    def values(self) -> dict[str, str]:
+        """What `env_file` says; empty where there is none."""
+        if not self.is_written:
+            return {}
+        return {entry.key: entry.value for entry in envfile.parse(self.env_file)[0]}
+
+    def number(self, key: str) -> float:
+        """A value of `env_file` that is a number; 0 where it is not set."""
+        return float(self.values().get(key) or 0)
+
+    # --- Compose
+
+    def compose(self, *arguments: str, timeout_s: float = WORK_S, failure: type[BundleError] | None = BundleError) -> CompletedProcess[str]:
         """Run `docker compose` on the project; the failure shows the command and the end of what it printed."""
         return shell.run([*self.command(), *arguments], timeout_s=timeout_s, env=daemon.client_environment(), cwd=self.folder, failure=failure)
 
@@ -116,39 +159,119 @@ class Deployment:
         """Where to run `command`: without an env file, out of Compose's sight of compose.yaml, which needs one."""
         return self.home if self.is_written else Path("/")
 
+    @property
+    def stop_limit_s(self) -> float:
+        """How long a Compose command that stops containers may take: what they are given to stop, and Docker's own work."""
+        graces = [container.stop_grace_s for container in self.containers().values()]
+        return max([self.number("HOST_STOP_GRACE_S"), *graces]) + WORK_S
+
+    def start(self, *arguments: str) -> None:
+        """`docker compose up`, without building. Raises PrerequisiteError with what Docker said.
+
+        After an interruption the daemon may still be making containers for a client that has gone, and Compose stumbles over their names.
+        """
+        limit_s = self.stop_limit_s
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self.compose("up", "--detach", "--no-build", *arguments, timeout_s=limit_s, failure=PrerequisiteError)
+            except PrerequisiteError as error:
+                if _CONFLICT not in error.message or attempt == ATTEMPTS:
+                    raise
+                self.clock.sleep(PAUSE_S)
+                self.remove_unstarted()
+            else:
+                return
+
+    def plan(self) -> dict[str, str]:
+        """What `start` would do to each service that the env file asks for: Running (nothing), Start, Recreate, or Creat (make it).
+
+        What Compose does not tell counts as a change, for which a service is drained in vain at most.
+        """
+        wanted = self.compose("config", "--services", failure=PrerequisiteError).stdout.split()
+        said = self.compose("--dry-run", "up", "--detach", "--no-build", failure=PrerequisiteError)
+        prefix = f"{self.project}-"
+        found: dict[str, str] = {}
+        for match in _PLANNED.finditer(said.stdout + said.stderr):
+            if match["name"].startswith(prefix):  # the first line of a container says what comes; those after it, how far it is
+                found.setdefault(match["name"].removeprefix(prefix).rpartition("-")[0], match["action"])
+        return {service: found.get(service, "Recreate") for service in wanted}
+
+    # --- the daemon
+
     def containers(self) -> dict[str, Container]:
         """The project's containers by service, in no order; empty when nothing of it exists."""
+        found = sorted((Container.read(each.attrs) for each in self._own()), key=lambda container: container.state == "running")
+        return {container.service: container for container in found}
+
+    def remove_unstarted(self) -> None:
+        """Remove the project's containers that were made and never started, as an interrupted run leaves them; they hold nothing."""
         with daemon.reachable():
-            # The project's label alone is not enough: Compose puts it on the images that it builds too, and so on whatever runs from them.
-            labels = [f"com.docker.compose.project={self.project}", "com.docker.compose.oneoff=False"]
-            mine = daemon.client().containers.list(all=True, filters={"label": labels})
-            found = (Container.read(c.attrs) for c in mine)
-            return {c.service: c for c in found}
+            for each in self._own():
+                if each.status == "created":
+                    each.remove(force=True)
+
+    def remove(self, container: Container) -> None:
+        """Stop a container in its own time, and remove it."""
+        with daemon.reachable():
+            for each in self._own():
+                if each.id == container.id:
+                    each.stop(timeout=int(container.stop_grace_s or self.number("HOST_STOP_GRACE_S")))
+                    each.remove(force=True)
+
+    def _own(self) -> Sequence[Any]:
+        # The project's label alone is not enough: Compose puts it on the images that it builds too, and so on whatever runs from them.
+        labels = [f"com.docker.compose.project={self.project}", "com.docker.compose.oneoff=False"]
+        with daemon.reachable():
+            found: Sequence[Any] = daemon.client().containers.list(all=True, filters={"label": labels}, ignore_removed=True)
+        return found
 
     def log(self, container: Container, *, lines: int | None = None, since_start: bool = False) -> str:
-        """What the container printed, on either stream: the last `lines`, or all since it last started."""
-        with daemon.reachable():
-            there = daemon.client().containers.get(container.id)
-            options: dict[str, Any] = {"tail": lines} if lines else {}
-            if since_start:
-                options["since"] = datetime.fromisoformat(container.started[:19] + "+00:00")
-            return bytes(there.logs(**options)).decode(errors="replace")
+        """What the container printed, on either stream: the last `lines`, or all since it last started. Empty where it is gone."""
+        options: dict[str, Any] = {"tail": lines} if lines else {}
+        if since_start:
+            options["since"] = datetime.fromisoformat(container.started[:19] + "+00:00")
+        return daemon.log(container.id, **options)
+
+    def execute(self, container: Container, *argv: str) -> tuple[int, str] | None:
+        """Run a program in the container: exit code and stdout; None where it is gone or does not run."""
+        return daemon.execute(container.id, argv)
+
+    def image_id(self, name: str) -> str:
+        """The id of an image on this host, "" where it is not there."""
+        return daemon.image_id(name)
+
+    def tag(self, image: str, name: str) -> None:
+        """Give an image (a name or an id) another name."""
+        daemon.tag(image, name)
+
+    def untag(self, name: str) -> None:
+        """Take a name away; nothing happens where there is none."""
+        daemon.untag(name)
+
+    # --- one at a time
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the project alone. Raises PrerequisiteError when another verb is changing it now."""
-        STATE.mkdir(exist_ok=True)
-        with (STATE / f"{self.project}.lock").open("a+") as lock:
+    def locked(self, verb: str) -> Iterator[None]:
+        """Hold the project alone. Raises PrerequisiteError, saying who holds it, when another verb is changing it now."""
+        self.state.mkdir(exist_ok=True)
+        with (self.state / f"{self.project}.lock").open("a+") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 lock.seek(0)
-                raise PrerequisiteError(f"project {self.project} is being changed by process {lock.read().strip() or '?'}",
+                raise PrerequisiteError(f"project {self.project} is being changed by {lock.read().strip() or 'another process'}",
                                         fix="wait for it to end; `make status` shows how far it is") from error
             lock.truncate(0)
-            lock.write(str(os.getpid()))
+            lock.write(f"`make {verb}` of {_user()} since {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z} (process {os.getpid()})")
             lock.flush()
             yield
+
+
+def _user() -> str:
+    try:
+        return os.environ.get("SUDO_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name
+        return f"uid {os.getuid()}"
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,103 +1,223 @@
-"""Bring a deployment up, watch it become ready, take it down. Everything that only reads runs before anything changes."""
+"""Bring a deployment up, change it, take it down. Everything that only reads runs before anything changes; nothing stops without draining."""
 
-import json
-import shlex
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
 
 from bundle.base import console
-from bundle.base.errors import NotReadyError, PrerequisiteError
+from bundle.base.errors import BundleError, ConfigurationError, NotReadyError, PrerequisiteError, RolledBackError
 from bundle.config.settings import Settings
 from bundle.doctor import host
 from bundle.doctor.fit import fit_check
 from bundle.fit import assessment
 from bundle.fit.estimation import Estimate
 from bundle.images import build
-from bundle.machine import daemon, setup
-from bundle.service import enginelog
-from bundle.service.deployment import Container, Deployment
-
-TAIL_LINES = 30
-POLL_S = 0.5
-_ASK_FOR_ENGINE = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8404/engine', timeout=5)"
+from bundle.machine import ports, setup
+from bundle.service import address, kept, readiness, traffic
+from bundle.service.deployment import ENGINE, GATEWAY, Container, Deployment, is_engine
 
 
-def up(settings: Settings, deployment: Deployment | None = None, *,
-       ensure_images: Callable[[Settings], object] = build.ensure) -> dict[str, object]:
+def up(settings: Settings, deployment: Deployment | None = None, *, ensure_images: Callable[[Settings], object] = build.ensure,
+       roll: bool = False) -> dict[str, object]:
     """Make the host, the images and the services what `settings` say, and wait until they answer.
 
-    A handoff brings its own compose.yaml (`deployment`) and images that must not be built here (`ensure_images`).
-    Returns what a client needs: base_url, model, and whether anything was changed. Raises ConfigurationError,
-    PrerequisiteError (both before any change of the service) or NotReadyError.
+    A handoff brings its own compose.yaml (`deployment`) and images that must not be built here (`ensure_images`). `roll` replaces every engine,
+    changed or not, and refuses where that would interrupt the service. Returns what a client needs (base_url, model, curl) and whether anything
+    was changed. Raises ConfigurationError, PrerequisiteError (both before any change of the service), NotReadyError or RolledBackError.
     """
     settings.require()
+    if roll and settings.replicas < 2:
+        raise ConfigurationError("a roll replaces one engine while another serves, and there is one only (HOST_REPLICAS=1)",
+                                 fix="HOST_REPLICAS=2 where there is a GPU for each; or: make restart, which says how long nothing answers")
     deployment = deployment or Deployment.from_settings(settings)
-    with deployment.locked():
+    with deployment.locked("roll" if roll else "up"):
         setup.prepare(settings.value("HOST_SETUP"))
+        settings = with_port(deployment, settings)
         _preflight(settings)
         ensure_images(settings)
-        before = deployment.containers()
-        expected = _expected(settings, running=bool(before))
-        deployment.write(settings)
-        deployment.compose("up", "--detach", "--no-build", "--remove-orphans", failure=PrerequisiteError)
-        changed = _ids(deployment.containers()) != _ids(before)
-        _wait_until_ready(deployment, before, settings.ready_timeout_s)
+        expected = _expected(settings, running=bool(deployment.containers()))
+        changed = apply(deployment, deployment.texts(settings), recreate=roll)
         if expected and changed and (line := assessment.compared(expected, _engine_log(deployment))):
             console.note(f"fit: {line}")
-    return answer(deployment, settings) | {"changed": changed}
+        there = address.published(deployment)
+    return {"base_url": there.base_url, "model": there.model, "curl": there.curl, "changed": changed}
+
+
+def apply(deployment: Deployment, texts: tuple[str, str], *, recreate: bool = False) -> bool:
+    """Make the running deployment what these env files say, one engine after another, and keep it as the good version; whether anything changed.
+
+    Raises RolledBackError when it did not become ready and the version before it was brought back, NotReadyError, with what failed stopped,
+    when there was none; PrerequisiteError when Docker refuses it.
+    """
+    good, before = kept.read(deployment, kept.GOOD), deployment.containers()
+    served = any(container.is_engine and container.state == "running" for container in before.values())
+    deployment.write(texts)
+    wanted = kept.current(deployment)
+    try:
+        ready_s = _converge(deployment, before, recreate=recreate, last_ready_s=good.ready_s if good else 0)
+    except (NotReadyError, PrerequisiteError) as error:
+        if good is None or not served or (good.texts, good.images) == (wanted.texts, wanted.images):
+            if isinstance(error, NotReadyError):
+                _stop_failed(deployment)
+            raise
+        raise _taken_back(deployment, good, error) from error
+    changed = _identities(deployment.containers()) != _identities(before)
+    _keep(deployment, wanted, good, ready_s, changed=changed)
+    return changed
 
 
 def down(deployment: Deployment, *, volumes: bool) -> bool:
     """Stop and remove the project's containers and networks (and the cache volume, if asked); False when there was nothing."""
-    with deployment.locked():
+    with deployment.locked("down"):
         containers = deployment.containers()
-        there = bool(containers)
-        if "gateway" in containers:
-            # First and alone: it takes no new requests and lets running ones end, while the engine behind it still answers them.
-            deployment.compose("stop", "gateway", timeout_s=600)
-        if there or volumes:
-            deployment.compose("down", "--remove-orphans", *(["--volumes"] if volumes else []), timeout_s=600)
+        limit_s = deployment.stop_limit_s
+        if GATEWAY in containers:
+            traffic.drain(deployment, _in_order(containers))
+            # Before the engines: it lets answers end that it still sends, and closes its port last of all that clients see.
+            deployment.compose("stop", GATEWAY, timeout_s=limit_s)
+        if containers or volumes:
+            deployment.compose("--profile", "*", "down", "--remove-orphans", *(["--volumes"] if volumes else []), timeout_s=limit_s)
+        kept.forget(deployment)
         for file in (deployment.env_file, deployment.engine_env_file):
             file.unlink(missing_ok=True)
-    return there
+    return bool(containers)
 
 
-def restart(deployment: Deployment, ready_timeout_s: float) -> None:
-    """Restart the engine (its caches stay warm) and wait until it answers. Raises PrerequisiteError when nothing is up."""
-    with deployment.locked():
+def restart(deployment: Deployment, ready_timeout_s: float | None = None) -> None:
+    """Restart the engines (their caches stay warm), one after another, and wait until each answers: HOST_READY_TIMEOUT_S, or `ready_timeout_s`.
+
+    Raises PrerequisiteError when `make up` has brought up none, NotReadyError when one does not come back, which is stopped then.
+    """
+    with deployment.locked("restart"):
         before = deployment.containers()
-        if "engine" not in before:
+        engines = _in_order(before)
+        if not engines or not deployment.is_written:
             raise PrerequisiteError(f"project {deployment.project} is not up", fix="make up")
-        with console.step("engine restarted"):
-            deployment.compose("restart", "engine", timeout_s=600)
-        _wait_until_ready(deployment, before, ready_timeout_s)
+        good = kept.read(deployment, kept.GOOD)
+        _announce(before, good.ready_s if good else 0, replaced=len(engines))
+        for name in engines:
+            with console.step(f"{name} restarted"), _drained(deployment, name):
+                deployment.compose("restart", name, timeout_s=deployment.stop_limit_s)
+            try:
+                readiness.wait(deployment, [name], before, ready_timeout_s)
+            except NotReadyError:
+                _stop_failed(deployment)
+                raise
+        readiness.wait(deployment, list(before), before, ready_timeout_s)
 
 
-def answer(deployment: Deployment, settings: Settings) -> dict[str, object]:
-    """How a client on this host reaches the deployment. Raises NotReadyError when the gateway is not published."""
-    gateway = deployment.containers().get("gateway")
-    if gateway is None or gateway.published is None:
-        raise NotReadyError("the gateway publishes no port", fix="make logs")
-    address, port = gateway.published
-    scheme = "https" if settings.value("GATEWAY_TLS_CERT_FILE") else "http"
-    return {"base_url": f"{scheme}://{'127.0.0.1' if address == '0.0.0.0' else address}:{port}/v1", "model": settings.served_model_name}  # noqa: S104
+def rollback(deployment: Deployment) -> str:
+    """Bring back the version before the one that runs, or, where a change was left unfinished, the last that answered; since when it had served.
+
+    Raises PrerequisiteError when none is kept, else as `apply`.
+    """
+    with deployment.locked("rollback"):
+        good = kept.read(deployment, kept.GOOD)
+        unfinished = good is not None and deployment.is_written and kept.current(deployment).texts != good.texts
+        target = good if unfinished else kept.read(deployment, kept.PREVIOUS)
+        if target is None:
+            raise PrerequisiteError(f"no earlier version of project {deployment.project} is kept",
+                                    fix="one is kept after the first change that `make up` has made")
+        kept.restore(deployment, target)
+        apply(deployment, target.texts)
+        return target.since
 
 
-def curl(base_url: str, model: str, settings: Settings) -> str:
-    """A command line that gets an answer from the deployment."""
-    line = ["curl", "-s", f"{base_url}/chat/completions", "-H", "Content-Type: application/json"]
-    if settings.value("GATEWAY_TLS_CERT_FILE"):
-        line.insert(1, "-k")
-    if keys := settings.api_keys_file:
-        return shlex.join([*line, "-d", _question(model)]) + f' -H "Authorization: Bearer $(head -n 1 {shlex.quote(str(keys))})"'
-    return shlex.join([*line, "-d", _question(model)])
+def with_port(deployment: Deployment, settings: Settings) -> Settings:
+    """`settings` with the port that 0 stands for: the one that the deployment has already, else a free one."""
+    if settings.gateway_port:
+        return settings
+    port = int(deployment.values().get("GATEWAY_PORT") or 0)
+    if not port or (GATEWAY not in deployment.containers() and ports.refusal(settings.gateway_bind, port)):
+        port = ports.unused(settings.gateway_bind)
+    return settings.overridden({"GATEWAY_PORT": str(port)}, "chosen for GATEWAY_PORT=0 and kept until `make down`")
 
 
-def _question(model: str) -> str:
-    return json.dumps({"model": model, "max_tokens": 16, "messages": [{"role": "user", "content": "Hello"}]})
+def _converge(deployment: Deployment, before: Mapping[str, Container], *, recreate: bool, last_ready_s: float) -> float:
+    """Let Compose make what the env file says, so that what serves goes on serving where another engine can; how long an engine took."""
+    deployment.remove_unstarted()
+    plan = deployment.plan()
+    serving = [name for name in _in_order(before) if before[name].state == "running"]
+    fresh = [name for name in plan if is_engine(name) and name not in serving]
+    changed = [name for name in serving if name in plan and (recreate or plan[name] != "Running")]
+    ready_s = 0.0
+    if serving and GATEWAY in before:
+        if not fresh:
+            _announce(before, last_ready_s, replaced=len(changed))
+        for name in (*fresh, *changed):  # what is added serves before anything is taken away
+            with _drained(deployment, name):
+                deployment.start("--no-deps", *(["--force-recreate"] if recreate else []), name)
+            ready_s = readiness.wait(deployment, [name], before)
+        for name in set(serving) - set(plan):
+            with console.step(f"{name} removed"), _drained(deployment, name):
+                deployment.remove(before[name])
+    if plan.get(GATEWAY) == "Recreate":
+        console.note(f"· the gateway is replaced: its streams get up to {deployment.number('ENGINE_SHUTDOWN_TIMEOUT'):.0f} s to end, and until it "
+                     "listens again clients cannot connect")
+    deployment.start("--remove-orphans")
+    return max(ready_s, readiness.wait(deployment, list(plan), before))
 
 
-def _ids(containers: Mapping[str, Container]) -> set[tuple[str, str]]:
+@contextmanager
+def _drained(deployment: Deployment, name: str) -> Iterator[None]:
+    """Around whatever stops one engine: it gets no requests from here on. Where that fails or is interrupted, it does again."""
+    try:
+        traffic.drain(deployment, [name])
+        yield
+    except BaseException:
+        traffic.resume(deployment, [name])
+        raise
+
+
+def _announce(before: Mapping[str, Container], last_ready_s: float, *, replaced: int) -> None:
+    if replaced and [before[name].healthy for name in _in_order(before)] == [True]:
+        how_long = f"about {last_ready_s:.0f} s, as its last start took" if last_ready_s else "as long as the model takes to load"
+        console.warn(f"the only engine is replaced: nothing is answered for {how_long}; until then clients get 503 with Retry-After "
+                     "(HOST_REPLICAS=2 has no such gap)")
+
+
+def _taken_back(deployment: Deployment, good: kept.Version, cause: BundleError) -> BundleError:
+    """Bring `good` back after `cause`: the error that says so, or what came in the way."""
+    console.error(cause.message, cause.fix)
+    console.note("· going back to the version that answered before")
+    try:
+        kept.restore(deployment, good)
+        _converge(deployment, deployment.containers(), recreate=False, last_ready_s=good.ready_s)
+    except BundleError as again:
+        return NotReadyError(f"the new version did not start, and the one before it does not either now: {again.message}", fix=again.fix)
+    first = cause.message.splitlines()[0]
+    return RolledBackError(f"the new version did not become ready: {first}\nthe version of {good.since or 'before'} serves again",
+                           fix=cause.fix)
+
+
+def _keep(deployment: Deployment, wanted: kept.Version, good: kept.Version | None, ready_s: float, *, changed: bool) -> None:
+    if good is None or (changed and (good.texts, good.images) != (wanted.texts, wanted.images)):
+        if good:
+            kept.keep(deployment, good, kept.PREVIOUS)
+        now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z}"
+        kept.keep(deployment, replace(wanted, ready_s=ready_s if changed else 0.0, since=now), kept.GOOD)
+    else:  # nothing runs otherwise than before: a comment, or where a value came from
+        kept.keep(deployment, replace(wanted, ready_s=ready_s if changed else good.ready_s, since=good.since), kept.GOOD)
+
+
+def _stop_failed(deployment: Deployment) -> None:
+    """Left alone, `restart: unless-stopped` would load and crash for ever; the container stays for its log. Engines in health go on."""
+    containers = deployment.containers()
+    failed = [name for name, container in containers.items() if container.is_engine and not container.healthy]
+    if any(container.is_engine and container.healthy for container in containers.values()):
+        for name in failed:
+            deployment.compose("stop", name, timeout_s=deployment.stop_limit_s, failure=None)
+    else:
+        deployment.compose("stop", timeout_s=deployment.stop_limit_s, failure=None)
+
+
+def _in_order(containers: Mapping[str, Container]) -> list[str]:
+    """The engines, in the order in which to touch them: those that do not serve first."""
+    return sorted((name for name in containers if is_engine(name)), key=lambda name: (containers[name].healthy, name))
+
+
+def _identities(containers: Mapping[str, Container]) -> set[tuple[str, str]]:
     return {(c.id, c.started) for c in containers.values()}
 
 
@@ -118,71 +238,4 @@ def _expected(settings: Settings, *, running: bool) -> Estimate | None:
 
 
 def _engine_log(deployment: Deployment) -> str:
-    return deployment.log(deployment.containers()["engine"], since_start=True)
-
-
-def _wait_until_ready(deployment: Deployment, before: Mapping[str, Container], limit_s: float) -> None:
-    """Show each phase as it is reached; return when every service is healthy and a request finds its way. Raises NotReadyError,
-    with the services stopped."""
-    started, shown = time.monotonic(), ""
-    while True:
-        containers = deployment.containers()
-        waited = time.monotonic() - started
-        if containers and all(c.healthy for c in containers.values()) and _routed(containers.get("gateway")):
-            if shown:
-                console.note(f"✓ ready {waited:.1f}s")
-            return
-        for name, container in containers.items():
-            if container.ended_since(before.get(name)):
-                raise _ended(deployment, container, waited)
-        now = _phase(deployment, containers)
-        if now != shown:
-            console.note(f"· {now}, {waited:.0f} s of {limit_s:.0f} s")
-            shown = now
-        if waited > limit_s:
-            raise _too_slow(deployment, containers, shown, limit_s)
-        time.sleep(POLL_S)
-
-
-def _routed(gateway: Container | None) -> bool:
-    """Whether the gateway has found the engine: it looks every second or two, and until then answers 503."""
-    if gateway is None:
-        return False
-    with daemon.reachable():
-        asked = daemon.client().containers.get(gateway.id).exec_run(["python3", "-c", _ASK_FOR_ENGINE])
-    return asked.exit_code == 0
-
-
-def _phase(deployment: Deployment, containers: Mapping[str, Container]) -> str:
-    engine = containers.get("engine")
-    return "waiting for the gateway" if engine is None or engine.healthy else enginelog.phase(deployment.log(engine, since_start=True))
-
-
-def _stop(deployment: Deployment) -> None:
-    # Left alone, `restart: unless-stopped` would load and crash for ever; the container stays for its log.
-    deployment.compose("stop", timeout_s=600, failure=None)
-
-
-def _ended(deployment: Deployment, container: Container, waited_s: float) -> NotReadyError:
-    log = deployment.log(container, lines=400)  # before the stop, which would be the last thing in it
-    _stop(deployment)
-    tail = "\n".join(log.splitlines()[-TAIL_LINES:])
-    if container.out_of_memory:
-        limit = container.memory_bytes / 2**30
-        message = f"{container.service} ran out of memory: it was killed at its limit of {limit:.1f} GiB"
-        fix = f"raise HOST_ENGINE_MEMORY above {limit:.1f}g, or lower what the engine keeps (VLLM_CPU_KVCACHE_SPACE, ENGINE_MAX_MODEL_LEN)"
-    else:
-        message = (f"{container.service} ended after {waited_s:.0f} s (exit code {container.exit_code}), waiting longer will not help: "
-                   f"{enginelog.last_error(log)}")
-        fix = enginelog.remedy(log)
-    return NotReadyError(f"{message}\nthe last {TAIL_LINES} lines of its log:\n{tail}", fix=fix)
-
-
-def _too_slow(deployment: Deployment, containers: Mapping[str, Container], phase: str, limit_s: float) -> NotReadyError:
-    late = [c for c in containers.values() if not c.healthy] or list(containers.values())
-    said = "".join(f"\n{c.service}'s health check says: {c.probe}" for c in late if c.probe)
-    log = deployment.log(late[0], lines=TAIL_LINES)
-    _stop(deployment)
-    return NotReadyError(f"{', '.join(c.service for c in late)} not ready after {limit_s:.0f} s, last seen {phase}{said}\n"
-                         f"the last {TAIL_LINES} lines of its log:\n{log}",
-                         fix="a first start compiles kernels and may need longer: raise HOST_READY_TIMEOUT_S; else " + enginelog.remedy(log))
+    return deployment.log(deployment.containers()[ENGINE], since_start=True)

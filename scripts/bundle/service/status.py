@@ -1,51 +1,68 @@
 """What runs: one row per service, from the daemon and from the engine's own metrics."""
 
 import json
-import time
 from collections.abc import Iterable
-from typing import Any, cast
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from bundle.machine import daemon
-from bundle.service.deployment import Container, Deployment
+from bundle.base.errors import NotReadyError
+from bundle.service import address, traffic
+from bundle.service.deployment import GATEWAY, Container, Deployment
+from bundle.service.traffic import Server
 
 RATE_WINDOW_S = 1.0
 
 # Runs inside the engine's container: the engine publishes no port.
 _READ = """
 import json, urllib.request
+ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 def get(path):
-    with urllib.request.urlopen("http://127.0.0.1:8000" + path, timeout=5) as reply:
+    with ask("http://127.0.0.1:8000" + path, timeout=5) as reply:
         return reply.read().decode()
 print(json.dumps({"models": [m["id"] for m in json.loads(get("/v1/models"))["data"]], "metrics": get("/metrics")}))
 """
 
 
+def base_url(deployment: Deployment) -> str | None:
+    """Where clients reach it; None while its gateway does not run."""
+    try:
+        return address.published(deployment).base_url
+    except NotReadyError:
+        return None
+
+
 def read(deployment: Deployment) -> list[dict[str, Any]]:
     """One record per service: service, state, health, reason, restarts, image, and for an answering engine model, running,
     queued (requests), kv_cache_use (0-1), tokens_per_s (generated, over the last second). Unknown values are None."""
-    return [_row(c) for c in sorted(deployment.containers().values(), key=lambda c: c.service != "gateway")]
+    containers, routed = deployment.containers(), traffic.servers(deployment)
+    in_order = sorted(containers.values(), key=lambda container: (container.service != GATEWAY, container.service))
+    with ThreadPoolExecutor() as pool:  # each engine is looked at twice, a second apart
+        return list(pool.map(lambda container: _row(deployment, container, routed.get(container.service)), in_order))
 
 
-def _row(container: Container) -> dict[str, Any]:
+def _row(deployment: Deployment, container: Container, routed: Server | None) -> dict[str, Any]:
+    reason = "" if container.healthy else container.probe
+    if container.healthy and routed and not routed.is_up:
+        reason = "gets no requests: " + ("taken out at the gateway; `make up` puts it back" if routed.is_out else f"{routed.status} at the gateway")
     row: dict[str, Any] = {"service": container.service, "state": container.state, "health": container.health, "restarts": container.restarts,
-                           "reason": "" if container.healthy else container.probe, "image": container.image}
-    if container.service.startswith("engine"):
-        row |= {"model": None, "running": None, "queued": None, "kv_cache_use": None, "tokens_per_s": None} | _engine(container)
+                           "reason": reason, "image": container.image}
+    if container.is_engine:
+        row |= {"model": None, "running": None, "queued": None, "kv_cache_use": None, "tokens_per_s": None} | _engine(deployment, container)
     return row
 
 
-def _engine(container: Container) -> dict[str, Any]:
-    first = _ask(container)
+def _engine(deployment: Deployment, container: Container) -> dict[str, Any]:
+    first = _ask(deployment, container)
     if first is None:
         return {}
-    started = time.monotonic()
-    time.sleep(RATE_WINDOW_S)
-    second = _ask(container)
+    started = deployment.clock.now()
+    deployment.clock.sleep(RATE_WINDOW_S)
+    second = _ask(deployment, container)
     if second is None:
         return {}
-    elapsed = time.monotonic() - started
+    elapsed = deployment.clock.now() - started
     before, now = _values(first["metrics"]), _values(second["metrics"])
     generated = [m.get("vllm:generation_tokens_total") for m in (before, now)]
     return {
@@ -57,14 +74,11 @@ def _engine(container: Container) -> dict[str, Any]:
     }
 
 
-def _ask(container: Container) -> dict[str, Any] | None:
-    if container.state != "running":
-        return None
-    with daemon.reachable():
-        reply = daemon.client().containers.get(container.id).exec_run(["/opt/venv/bin/python", "-c", _READ], stderr=False)
-    if reply.exit_code != 0:
+def _ask(deployment: Deployment, container: Container) -> dict[str, Any] | None:
+    done = deployment.execute(container, "/opt/venv/bin/python", "-c", _READ)
+    if done is None or done[0] != 0:
         return None  # still loading, or hung: the health column says which
-    answer: dict[str, Any] = json.loads(cast(bytes, reply.output))
+    answer: dict[str, Any] = json.loads(done[1])
     return answer
 
 

@@ -16,9 +16,8 @@ import urllib3
 from prometheus_client.parser import text_string_to_metric_families
 from requests.adapters import HTTPAdapter
 
-from bundle import ROOT
 from bundle.base.errors import ConfigurationError, NotReadyError, PrerequisiteError
-from bundle.config import envfile
+from bundle.service import address
 from bundle.service.deployment import Deployment
 
 LARGEST_ANSWER = 64 * 2**20
@@ -99,17 +98,9 @@ class Server:
         """The gateway of a running deployment. Raises PrerequisiteError when none was made, NotReadyError when it does not run."""
         if not deployment.is_written:
             raise PrerequisiteError(f"project {deployment.project} is not up", fix="make up, or name a server: --url http://HOST:PORT")
-        entries, _ = envfile.parse(deployment.env_file)
-        values = {entry.key: entry.value for entry in entries}
-        gateway = deployment.containers().get("gateway")
-        if gateway is None or gateway.published is None:
-            raise NotReadyError(f"project {deployment.project} has no running gateway", fix="make up; `make status` shows what runs")
-        bind, port = gateway.published
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104  (compared, not bound)
-        certificate = ROOT / values["GATEWAY_TLS_CERT_FILE"] if values.get("GATEWAY_TLS_CERT_FILE") else None
-        return cls(url=f"{'https' if certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{port}", ours=True, bind=bind,
-                   key=first_key(ROOT / values["GATEWAY_API_KEYS_FILE"]) if values.get("GATEWAY_API_KEYS_FILE") else "",
-                   ca_file=certificate, pinned=bool(certificate))
+        there = address.published(deployment)
+        return cls(url=there.url, ours=True, bind=there.bind, key=first_key(there.key_file) if there.key_file else "",
+                   ca_file=there.certificate, pinned=bool(there.certificate))
 
     def connect(self, model: str = "", *, limit_s: float = float("inf")) -> None:
         """See that it answers, and choose the model: `model`, or the first that it lists. From here on it has `limit_s` seconds for everything.

@@ -1,0 +1,81 @@
+"""The real container around a stand-in for vLLM: faults that the real one cannot be made to show on demand, in seconds."""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bundle.config import settings
+from support.faultlog import record
+from support.gateway import docker
+from support.project import wait_until
+
+HARDENED = ("--user", "2000:2000", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "1g", "--memory-swap", "1g",
+            "--pids-limit", "1024", "--shm-size", "1g", "--tmpfs", "/tmp:mode=1777,size=1g")
+FREEZES = """
+import http.server, time
+began = time.monotonic()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        tokens = int(min(time.monotonic() - began, 8) * 100)  # and then no more, with /health green
+        page = f'vllm:num_requests_running{{engine="0"}} 1.0\\nvllm:generation_tokens_total{{engine="0"}} {tokens}.0\\n'
+        self.send_response(200); self.end_headers(); self.wfile.write(page.encode() if self.path == "/metrics" else b"")
+    def log_message(self, *_): pass
+http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
+"""
+NO_PROXY_OF_OURS = [word for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY") for word in ("--env", f"{name}=http://127.0.0.1:9")]
+
+
+@contextmanager
+def stand_in(folder: Path, body: str, *options: str) -> Iterator[str]:
+    """A container of the engine image in which `vllm` is `body`; its name."""
+    package = folder / "vllm" / "entrypoints" / "cli"
+    package.mkdir(parents=True)
+    for path in (package, package.parent, package.parent.parent):
+        (path / "__init__.py").touch()
+    (package / "main.py").write_text(body)
+    folder.chmod(0o755)
+    name = f"test-{os.getpid()}-{secrets.token_hex(3)}-standin"
+    docker("volume", "create", name)
+    docker("run", "--detach", "--name", name, *HARDENED, "--volume", f"{folder}:/stand-in:ro", "--volume", f"{name}:/cache", "--env",
+           "PYTHONPATH=/stand-in", "--env", "ENGINE_MODEL=/m", *options, settings.load("cpu").image_engine)
+    try:
+        yield name
+    finally:
+        docker("rm", "--force", "--volumes", name)
+        docker("volume", "rm", name)
+
+
+def restarts(name: str) -> int:
+    return int(docker("inspect", "--format", "{{.RestartCount}}", name))
+
+
+def test_frozen_tokens_with_a_green_health_end_the_engine_three_times_and_then_it_is_left_alone(tmp_path: Path) -> None:
+    check = ("--health-cmd", "/opt/venv/bin/python -S /opt/bundle/healthchecks/ready.py", "--health-interval", "1s", "--init", "--restart",
+             "unless-stopped")
+    with (stand_in(tmp_path / "on", FREEZES, *check, *NO_PROXY_OF_OURS, "--env", "HEALTH_STALL_S=4") as name,
+          stand_in(tmp_path / "off", FREEZES, *check, *NO_PROXY_OF_OURS, "--env", "HEALTH_STALL_S=86400") as unwatched):
+        wait_until(lambda: docker("inspect", "--format", "{{.State.Health.Status}}", name).strip() == "healthy", deadline_s=60,
+                   what="Docker finds it healthy, though a proxy is set that answers nothing")
+        wait_until(lambda: restarts(name) == 3, deadline_s=120, what="it is ended and started anew three times")
+        wait_until(lambda: "left alone" in docker("logs", name), deadline_s=60, what="it is left alone")
+        log = docker("logs", name)
+        assert restarts(name) == 3
+        assert restarts(unwatched) == 0, "without the watch nobody ends it"
+    assert len(re.findall(r"^entrypoint: the engine hung and was ended after \d+ s: no token for \d+ s with 1 running, 0 waiting$", log, re.M)) == 3
+    assert re.search(r"^watch: the engine hangs: .*; it was ended 3 times within the last hour: it is left alone for 300 s more", log, re.M)
+    record("tokens frozen, /health green (stand-in)", "ended with its reason, three times an hour, then at growing intervals")
+
+
+def test_without_an_init_the_entrypoint_is_a_proper_first_process(tmp_path: Path) -> None:
+    # The kernel gives process 1 no default signal handling, and hands it every orphan.
+    body = ("import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+            "subprocess.Popen(['sleep', '600'])\nprint('up', flush=True)\nwhile True: time.sleep(0.02)\n")
+    with stand_in(tmp_path, body) as name:
+        wait_until(lambda: "\nup\n" in docker("logs", name), deadline_s=60, what="the stand-in is up")
+        docker("stop", "--time", "60", name)
+        state = json.loads(docker("inspect", "--format", "{{json .State}}", name))
+        assert state["ExitCode"] == 0, docker("logs", name)

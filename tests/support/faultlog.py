@@ -1,0 +1,39 @@
+"""What the fault tier found, as reports/faults.json: one record for each fault."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from bundle import ROOT
+from support.clients import Tally
+
+FILE = ROOT / "reports" / "faults.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """`sent` requests and what became of them (support/clients.py); `recovery_s` seconds from the fault to the next whole answer, None where
+    nothing had to recover."""
+
+    fault: str
+    promise: str
+    sent: int
+    right: int
+    wrong: int
+    failed_in_form: int
+    lost: int
+    recovery_s: float | None
+
+
+def record(fault: str, promise: str, tally: Tally | None = None, recovery_s: float | None = None) -> Fault:
+    """Keep one record in place of an earlier one of the same fault."""
+    tally = tally or Tally()
+    count = tally.outcomes
+    found = Fault(fault=fault, promise=promise, sent=tally.sent, right=count["right"], wrong=count["wrong"],
+                  failed_in_form=count["failed in form"], lost=count["lost"], recovery_s=None if recovery_s is None else round(recovery_s, 1))
+    try:
+        kept = [one for one in json.loads(FILE.read_text(encoding="utf-8")) if one["fault"] != fault]
+    except (OSError, ValueError):
+        kept = []
+    FILE.parent.mkdir(exist_ok=True)
+    FILE.write_text(json.dumps([*kept, asdict(found)], indent=1) + "\n", encoding="utf-8")
+    return found

@@ -1,0 +1,56 @@
+"""How every verb fails, and what none of them shows."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from bundle import cli
+from bundle.base import console
+from bundle.service import lifecycle
+from bundle.service.deployment import Deployment
+
+PROXY = "http://operator:pa$$w0rd@proxy.test:3128"
+
+
+def failing(error: BaseException) -> Callable[[Sequence[str]], int]:
+    def main(_: Sequence[str]) -> int:
+        raise error
+    return main
+
+
+def test_any_failure_of_the_system_is_exit_3_with_the_files_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(_: Sequence[str]) -> int:
+        return len((tmp_path / "of another user").read_text())
+    assert cli.run(main, []) == 3
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/of another user: No such file or directory")
+
+
+def test_a_deployment_whose_files_are_another_users_is_exit_3_with_the_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "vllm.lock").mkdir()  # root may open everything; nobody can open a folder as a file
+    assert cli.run(lambda _: int(lifecycle.down(Deployment(state=tmp_path), volumes=False)), []) == 3
+    assert f"{tmp_path}/vllm.lock: Is a directory" in capsys.readouterr().err
+
+
+def test_a_failure_without_a_file_is_told_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(failing(ConnectionResetError(104, "Connection reset by peer")), []) == 3
+    assert "Connection reset by peer" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_is_no_failure() -> None:
+    assert cli.run(failing(KeyboardInterrupt()), []) == 130
+
+
+@pytest.mark.parametrize("show", [console.result, console.note, console.warn, console.error, lambda text: console.error("x", text),
+                                  lambda text: console.table(("a", "b"), [(text, 1)]), lambda text: console.emit_json({"a": [text]})])
+def test_no_verb_shows_the_password_of_a_proxy(show: Callable[[str], object], capsys: pytest.CaptureFixture[str]) -> None:
+    show(f"pip: cannot reach {PROXY} for 'x'")
+    shown = capsys.readouterr()
+    assert "w0rd" not in shown.out + shown.err
+    assert "[REDACTED]@proxy.test:3128" in shown.out + shown.err
+
+
+def test_what_is_no_password_stays(capsys: pytest.CaptureFixture[str]) -> None:
+    console.emit_json({"url": "http://127.0.0.1:8005/v1", "mail": "a@b", "image": "registry.test/x@sha256:12"})
+    assert json.loads(capsys.readouterr().out) == {"url": "http://127.0.0.1:8005/v1", "mail": "a@b", "image": "registry.test/x@sha256:12"}
