@@ -313,12 +313,20 @@ def test_what_is_different_on_the_receiving_host_is_laid_over_and_checked(folder
 
 @pytest.mark.parametrize("images", [
     "{}x", '[{"name": "a"}]', "[1]", "[" * 100_000, "[]",
-    '[{"service": "x", "name": ["y"], "id": "", "digests": [], "content": "", "bytes": 1, "archive": null}]',
     '[{"service": "x", "name": "y", "id": "", "digests": [], "content": "", "bytes": 1, "archive": "../../etc/passwd"}]'])
 def test_a_foreign_images_list_is_refused(folder: Path, images: str) -> None:
     (folder / "images.json").write_text(images)
     with pytest.raises(CheckFailedError, match=r"images\.json"):
         unpack.bundled_images(folder, load())
+
+
+@pytest.mark.parametrize(("field", "value"), [("name", ["y"]), ("id", None), ("digests", [1]), ("bytes", "many"), ("archive", 7)])
+def test_an_image_with_a_field_of_another_kind_is_refused(folder: Path, field: str, value: object) -> None:
+    images = json.loads((folder / "images.json").read_text())
+    images[0][field] = value
+    (folder / "images.json").write_text(json.dumps(images))
+    with pytest.raises(CheckFailedError, match=r"images\.json is not a list of images"):
+        unpack.require_own_services(folder)
 
 
 def privileged(folder: Path) -> str:
