@@ -94,7 +94,7 @@ lint:  ## ruff, mypy --strict, import-linter, yamllint, shellcheck, hadolint
 	@$(PYTHON) scripts/bundle/venv.py requirements-dev.lock
 	@.venv/bin/python -m ruff check .
 	@.venv/bin/python -m mypy scripts healthchecks docker/engine tests
-	@PYTHONPATH=scripts .venv/bin/lint-imports --quiet
+	@PYTHONPATH=scripts .venv/bin/lint-imports --no-logo
 	@.venv/bin/python -m yamllint --strict .
 	@.venv/bin/shellcheck .ci/run docker/engine/*.sh docker/engine/proofs/*.sh
 	@.venv/bin/hadolint docker/engine/Dockerfile docker/gateway/Dockerfile

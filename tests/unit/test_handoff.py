@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import receive
 from bundle import ROOT
 from bundle.base.errors import CheckFailedError, ConfigurationError, PrerequisiteError
 from bundle.base.files import digest
@@ -22,6 +21,7 @@ from bundle.config.settings import Settings
 from bundle.fit import assessment
 from bundle.handoff import imageset, pack, unpack
 from bundle.handoff.imageset import Shipped
+from support import verbs
 
 SECRET = "sk-never-to-be-seen-4711"
 
@@ -313,12 +313,20 @@ def test_what_is_different_on_the_receiving_host_is_laid_over_and_checked(folder
 
 @pytest.mark.parametrize("images", [
     "{}x", '[{"name": "a"}]', "[1]", "[" * 100_000, "[]",
-    '[{"service": "x", "name": ["y"], "id": "", "digests": [], "content": "", "bytes": 1, "archive": null}]',
     '[{"service": "x", "name": "y", "id": "", "digests": [], "content": "", "bytes": 1, "archive": "../../etc/passwd"}]'])
 def test_a_foreign_images_list_is_refused(folder: Path, images: str) -> None:
     (folder / "images.json").write_text(images)
     with pytest.raises(CheckFailedError, match=r"images\.json"):
         unpack.bundled_images(folder, load())
+
+
+@pytest.mark.parametrize(("field", "value"), [("name", ["y"]), ("id", None), ("digests", [1]), ("bytes", "many"), ("archive", 7)])
+def test_an_image_with_a_field_of_another_kind_is_refused(folder: Path, field: str, value: object) -> None:
+    images = json.loads((folder / "images.json").read_text())
+    images[0][field] = value
+    (folder / "images.json").write_text(json.dumps(images))
+    with pytest.raises(CheckFailedError, match=r"images\.json is not a list of images"):
+        unpack.require_own_services(folder)
 
 
 def privileged(folder: Path) -> str:
@@ -346,19 +354,19 @@ def test_repacked_services_are_shown_and_refused_without_an_explicit_word(folder
     files = [(name, path) for name, path in pack.files(folder) if name != "SHA256SUMS"]
     (folder / "SHA256SUMS").write_text("".join(f"{digest(path)}  {name}\n" for name, path in files))  # as whoever repacks it would
     monkeypatch.setattr(unpack, "install", lambda *_: [])
-    with pytest.raises(CheckFailedError) as refused:
-        receive.main([str(folder), "--no-start"])
-    assert expected in refused.value.message
-    assert "--accept-compose" in refused.value.fix
-    assert receive.main([str(folder), "--no-start", "--accept-compose"]) == 0
+    refused = verbs.call("receive", str(folder), "--no-start")
+    assert refused.returncode == 5
+    assert expected in refused.stderr
+    assert "--accept-compose" in refused.stderr
+    assert verbs.call("receive", str(folder), "--no-start", "--accept-compose").returncode == 0
 
 
-def test_the_start_command_keeps_what_is_different_here(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_start_command_keeps_what_is_different_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpack, "install", lambda *_: [])
-    receive.main([str(folder), "--no-start"])
-    assert capsys.readouterr().out.strip() == f"cd {folder} && docker compose --env-file handoff.env up --detach --wait"
-    receive.main([str(folder), "--no-start", "--set", "ENGINE_SERVED_MODEL_NAME=a b", "--project", "other"])
-    python, script, *arguments = shlex.split(capsys.readouterr().out)
+    plain = verbs.call("receive", str(folder), "--no-start").stdout.strip()
+    assert plain == f"cd {folder} && docker compose --env-file handoff.env up --detach --wait"
+    printed = verbs.call("receive", str(folder), "--no-start", "--set", "ENGINE_SERVED_MODEL_NAME=a b", "--project", "other").stdout
+    python, script, *arguments = shlex.split(printed)
     assert (python, script) == ("python3", str(ROOT / "scripts/receive.py"))
     started: list[Settings] = []
 
@@ -367,7 +375,7 @@ def test_the_start_command_keeps_what_is_different_here(folder: Path, monkeypatc
         return {"base_url": "", "model": "", "curl": ""}
 
     monkeypatch.setattr(unpack, "bring_up", bring_up)
-    receive.main(arguments)
+    assert verbs.call("receive", *arguments).returncode == 0
     assert (started[0].value("ENGINE_SERVED_MODEL_NAME"), started[0].project) == ("a b", "other")
 
 
