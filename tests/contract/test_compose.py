@@ -144,6 +144,12 @@ def test_the_cuda_engine_asks_the_daemon_for_its_gpus(tmp_path: Path, project: P
     assert [(r["Driver"], r["Count"], r["Capabilities"]) for r in requests] == [("nvidia", 2, [["gpu"]])]
 
 
+def test_the_cuda_engine_can_take_its_gpus_through_cdi(tmp_path: Path, project: Project) -> None:
+    services = rendered(handed_over(tmp_path, project, "throughput", "HOST_ACCELERATOR=cuda-cdi"))["services"]
+    assert services["engine"]["deploy"]["resources"]["reservations"]["devices"] == [
+        {"driver": "cdi", "capabilities": ["gpu"], "device_ids": ["nvidia.com/gpu=all"]}]
+
+
 @pytest.mark.parametrize("profile", ["cpu", "throughput", "latency"])
 def test_the_grace_period_is_longer_than_the_engines_own_shutdown(tmp_path: Path, project: Project, profile: str) -> None:
     file = handed_over(tmp_path, project, profile)

@@ -63,6 +63,7 @@ HOST_KEYS: dict[str, HostKey] = {
     "HOST_SHM_SIZE": _SIZE_KEY,
     "HOST_STOP_GRACE_S": _int(1, 3600),
     "HOST_READY_TIMEOUT_S": _int(1, 86_400),
+    "HOST_ACCELERATOR": HostKey(choices=("cuda-cdi",)),
     "HOST_GPU_COUNT": _int(1, 64),
     "GATEWAY_BIND": HostKey(kind="address", required=True),
     "GATEWAY_PORT": _int(0, 65_535),
