@@ -43,6 +43,8 @@ class Needs:
     port: int = 0
     memory: int = 0
     gpus: int = 1
+    cdi: bool = False
+    """Whether its container asks for GPUs through a CDI specification."""
     gpu_share: float | None = 0.0
     """Part of a GPU's memory that the engine asks for; 0 where it is given a number of bytes instead, None for auto."""
     model_dir: Path | None = None
@@ -67,6 +69,7 @@ class Needs:
             port=int(good("GATEWAY_PORT") or 0),
             memory=size_bytes(good("HOST_ENGINE_MEMORY") or "0b"),
             gpus=int(good("HOST_GPU_COUNT") or 1),
+            cdi=good("HOST_ACCELERATOR") == "cuda-cdi",
             gpu_share=_gpu_share(settings, target),
             model_dir=assessment.model_folder(settings),
             model=settings.value("ENGINE_MODEL"),
@@ -93,7 +96,7 @@ def examine(needs: Needs, host: Host) -> list[Check]:
     found += [_memory(needs, docker, host, running=running), _disk(needs, docker, host), _port(needs, host)]
     if needs.target == "cuda":
         nvidia = gpu.read(host)
-        found += gpu_checks(docker, host, nvidia, count=needs.gpus)
+        found += gpu_checks(docker, host, nvidia, count=needs.gpus, cdi=needs.cdi)
         if cards := nvidia.gpus[:needs.gpus]:
             found += [memory_check(cards, needs.gpu_share, running=running)]
     else:
