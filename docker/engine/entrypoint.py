@@ -54,6 +54,8 @@ AUTO_MARGIN_BYTES = 512 * 2**20
 
 LINE_LIMIT = 8192
 KILL_WAIT_S = 10
+DRIVER_FOLDERS = (Path("/usr/lib/x86_64-linux-gnu"), Path("/usr/lib64"))
+"""Where a container gets the driver's libraries; the loader looks there without its cache too."""
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HUNG = 0
 """Stands among the signals, of which none has this number: the watch wants the engine ended."""
@@ -193,6 +195,24 @@ def most_that_starts(settings: Mapping[str, str]) -> str:
 def engine_environment(settings: Mapping[str, str]) -> dict[str, str]:
     """What the engine inherits: an empty value is "not set" for it too (int("") would stop vLLM)."""
     return {key: value for key, value in settings.items() if value and not key.startswith(OURS) and key not in BUILD_KNOBS}
+
+
+def triton_finds_the_driver(environment: Mapping[str, str], folders: Sequence[Path] = DRIVER_FOLDERS) -> dict[str, str]:
+    """`environment`, with TRITON_LIBCUDA_PATH where Triton would miss the driver: it asks the loader's cache alone ("libcuda.so cannot
+    found!"), and a GPU that a CDI specification gives without NVIDIA's ld-cache hook is in the container's folders, but not in its cache."""
+    there = next((folder for folder in folders if (folder / "libcuda.so.1").exists()), None)
+    if there is None or environment.get("TRITON_LIBCUDA_PATH") or "libcuda.so.1" in _loader_cache():
+        return dict(environment)
+    say(f"the driver is not in the loader's cache: TRITON_LIBCUDA_PATH={there}")
+    return {**environment, "TRITON_LIBCUDA_PATH": str(there)}
+
+
+def _loader_cache() -> str:
+    try:
+        return subprocess.run(["/sbin/ldconfig", "-p"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace",
+                              timeout=60, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def shown(argv: Sequence[str]) -> str:
@@ -400,7 +420,7 @@ def start(settings: Mapping[str, str], argv: Sequence[str]) -> int:
     health = Health.from_settings(settings)
     argv = measured(argv, settings)
     say(f"starting: {shown(argv)}")
-    return supervise([sys.executable, "-m", "vllm.entrypoints.cli.main", *argv], engine_environment(settings), health)
+    return supervise([sys.executable, "-m", "vllm.entrypoints.cli.main", *argv], triton_finds_the_driver(engine_environment(settings)), health)
 
 
 def main(words: Sequence[str]) -> int:

@@ -154,6 +154,12 @@ def test_a_replica_is_an_engine_like_the_first(tmp_path: Path, project: Project)
             key: value for key, value in services["engine"].items() if key not in apart}
 
 
+def test_the_cuda_engine_can_take_its_gpus_through_cdi(tmp_path: Path, project: Project) -> None:
+    services = rendered(handed_over(tmp_path, project, "throughput", "HOST_ACCELERATOR=cuda-cdi"))["services"]
+    assert services["engine"]["deploy"]["resources"]["reservations"]["devices"] == [
+        {"driver": "cdi", "capabilities": ["gpu"], "device_ids": ["nvidia.com/gpu=all"]}]
+
+
 @pytest.mark.parametrize("profile", ["cpu", "throughput", "latency"])
 def test_the_grace_period_is_longer_than_the_engines_own_shutdown(tmp_path: Path, project: Project, profile: str) -> None:
     file = handed_over(tmp_path, project, profile)

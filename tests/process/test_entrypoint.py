@@ -247,6 +247,21 @@ def exists(pid: int) -> bool:
         return False
 
 
+@pytest.mark.parametrize(("there", "set_already", "expected"), [
+    (True, "", "found"),
+    (True, "/elsewhere", "/elsewhere"),
+    (False, "", ""),
+])
+def test_triton_is_told_where_the_driver_is_when_the_loaders_cache_does_not_know(entrypoint: ModuleType, tmp_path: Path, there: bool,
+                                                                              set_already: str, expected: str) -> None:
+    if there:
+        (tmp_path / "libcuda.so.1").touch()
+    given = {"PATH": "/bin"} | ({"TRITON_LIBCUDA_PATH": set_already} if set_already else {})
+    found = entrypoint.triton_finds_the_driver(given, [tmp_path / "absent", tmp_path])
+    assert found.get("TRITON_LIBCUDA_PATH", "") == (str(tmp_path) if expected == "found" else expected)
+    assert found["PATH"] == "/bin"
+
+
 def test_print_shows_environment_and_command_and_starts_nothing(pod: Pod) -> None:
     pod.install("say('started')")
     base = pod.env_file("base.env", "ENGINE_PORT=8000\nENGINE_MAX_NUM_SEQS=16\nVLLM_LOGGING_LEVEL=INFO\nHF_TOKEN=hf_secret\nOMP_NUM_THREADS=\n")

@@ -165,6 +165,8 @@ BAD = (
     _error("fewer GPUs named than taken", "throughput", "HOST_GPUS=0,1",
            "names 2, and HOST_REPLICAS=1 engines with HOST_GPU_COUNT=1 take 1. Name as many, or leave it empty for the first ones."),
     _error("more replicas than compose.yaml has", "cpu", "HOST_REPLICAS=9", "9 is outside 1 to 8."),
+    _error("all GPUs for one and a choice of them", "throughput", "HOST_ACCELERATOR=cuda-cdi\nHOST_GPUS=1",
+           "gives an engine all GPUs, and HOST_GPUS or HOST_REPLICAS divide them. Leave one of the two out."),
     _error("GPUs with blanks", "throughput", "HOST_GPUS='0, 1'", "'0, 1' is not a list of GPUs, by index or UUID: 0,1."),
     _error("what is derived", "cpu", "HOST_GPUS_2=3", "written by the bundle itself; delete the line."),
     _error("shared memory above the limit", "cpu", "HOST_SHM_SIZE=8g",

@@ -474,6 +474,14 @@ def test_a_cdi_specification_is_enough_where_docker_answers_gpu_requests_with_it
     assert "/var/run/cdi/nvidia.yaml" in found.found
 
 
+@pytest.mark.parametrize(("folders", "state"), [(["/etc/cdi"], "ok"), ([], "fail")])
+def test_a_deployment_that_asks_through_cdi_needs_a_docker_that_has_it_on(fake: FakeHost, folders: list[str], state: str) -> None:
+    gpu_host(fake, Runtimes={"runc": {}}, ServerVersion="26.1.5", CDISpecDirs=folders)
+    fake.file("/etc/cdi/nvidia.yaml", "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\n")
+    assert look(fake, replace(GPU_NEEDS, cdi=True))["gpu in containers"].state == state
+    assert "HOST_ACCELERATOR=cuda-cdi" in look(fake, GPU_NEEDS)["gpu in containers"].fix or not folders
+
+
 # Files
 
 

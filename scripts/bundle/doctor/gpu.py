@@ -12,9 +12,11 @@ TARGET_CAPABILITY = 12  # RTX 5090 is 12.0; Hopper's and datacenter Blackwell's 
 _NO_GPU = "`make up PROFILE=cpu` serves on the CPU; a GPU needs NVIDIA driver 580 or newer (Ubuntu: apt-get install nvidia-driver-580-open)"
 _TOOLKIT = "install nvidia-container-toolkit, then: nvidia-ctk runtime configure --runtime=docker && systemctl restart docker"
 
+_CDI = "set HOST_ACCELERATOR=cuda-cdi in env/site.env"
 
-def gpu_checks(docker: Docker, host: Host, nvidia: Nvidia, *, count: int, replicas: int = 1) -> Iterator[Check]:
-    """Can `count` GPUs carry `replicas` engines? All but their memory, which is fit's arithmetic."""
+
+def gpu_checks(docker: Docker, host: Host, nvidia: Nvidia, *, count: int, replicas: int = 1, cdi: bool = False) -> Iterator[Check]:
+    """Can `count` GPUs carry `replicas` engines, which get them by a CDI specification if `cdi`? All but their memory, which is fit's arithmetic."""
     if not nvidia.driver:
         found = "an NVIDIA card without a driver" if nvidia.card else "no NVIDIA GPU for a GPU profile"
         yield fail("gpu driver", f"{found} ({nvidia.error})", _NO_GPU)
@@ -27,7 +29,7 @@ def gpu_checks(docker: Docker, host: Host, nvidia: Nvidia, *, count: int, replic
         yield fail("gpu", f"the driver lists none: {nvidia.error}", "install nvidia-smi (it comes with the driver); after a driver update, reboot")
     else:
         yield _cards(nvidia.gpus, count, replicas)
-    yield _in_containers(docker, host)
+    yield _in_containers(docker, host, cdi=cdi)
 
 
 def _cards(gpus: Sequence[Gpu], count: int, replicas: int) -> Check:
@@ -43,18 +45,21 @@ def _cards(gpus: Sequence[Gpu], count: int, replicas: int) -> Check:
     return ok("gpu", found)
 
 
-def _in_containers(docker: Docker, host: Host) -> Check:
+def _in_containers(docker: Docker, host: Host, *, cdi: bool) -> Check:
     """Whether a container that asks for a GPU gets one: Docker finds NVIDIA's hook by its name, newer ones a CDI specification."""
     name = "gpu in containers"
-    if "nvidia" in (docker.server.get("Runtimes") or {}):
+    if not cdi and "nvidia" in (docker.server.get("Runtimes") or {}):
         return ok(name, "Docker has the nvidia runtime")
-    if hooks := host.programs("nvidia-container-runtime-hook", "/usr/bin"):
+    if not cdi and (hooks := host.programs("nvidia-container-runtime-hook", "/usr/bin")):
         return ok(name, f"NVIDIA's hook at {hooks[0]}")
     folders = docker.server.get("CDISpecDirs") or ["/etc/cdi", "/var/run/cdi"]
     files = [f"{folder}/{file.name}" for folder in folders for pattern in ("*.yaml", "*.json") for file in sorted(host.path(folder).glob(pattern))]
     described = [file for file in files if "nvidia.com/gpu" in host.read(file)]
     if not described:
         return fail(name, "neither the nvidia runtime nor a CDI specification", _TOOLKIT)
-    if version(docker.server.get("ServerVersion", "")) < (29, 0):
-        return fail(name, f"CDI only ({described[0]}), and Docker before 29 answers no GPU request with it", _TOOLKIT)
+    on = bool(docker.server.get("CDISpecDirs"))  # Docker 25 and later name them where the feature is on
+    if version(docker.server.get("ServerVersion", "")) < (29, 0) and not (cdi and on):
+        if on:
+            return fail(name, f"CDI only ({described[0]}), and Docker before 29 answers no plain GPU request with it", _CDI)
+        return fail(name, f"CDI only ({described[0]}), and this Docker does not use it", _TOOLKIT)
     return ok(name, f"CDI: {described[0]}")

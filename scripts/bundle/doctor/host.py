@@ -48,6 +48,8 @@ class Needs:
     """Of all engines together."""
     chosen: tuple[str, ...] = ()
     """Which GPUs, by index or UUID; empty for the first ones."""
+    cdi: bool = False
+    """Whether its container asks for GPUs through a CDI specification."""
     gpu_share: float | None = 0.0
     """Part of a GPU's memory that the engine asks for; 0 where it is given a number of bytes instead, None for auto."""
     model_dir: Path | None = None
@@ -74,6 +76,7 @@ class Needs:
             replicas=replicas,
             gpus=int(good("HOST_GPU_COUNT") or 1) * replicas,
             chosen=tuple(good("HOST_GPUS").split(",")) if good("HOST_GPUS") else (),
+            cdi=good("HOST_ACCELERATOR") == "cuda-cdi",
             gpu_share=_gpu_share(settings, target),
             model_dir=assessment.model_folder(settings),
             model=settings.value("ENGINE_MODEL"),
@@ -102,7 +105,7 @@ def examine(needs: Needs, host: Host) -> list[Check]:
         nvidia = gpu.read(host)
         # A UUID is the driver's to know: nvidia-smi is asked for indexes only.
         listed = [card for card in nvidia.gpus if not needs.chosen or not needs.chosen[0].isdigit() or str(card.index) in needs.chosen]
-        found += gpu_checks(docker, host, replace(nvidia, gpus=tuple(listed)), count=needs.gpus, replicas=needs.replicas)
+        found += gpu_checks(docker, host, replace(nvidia, gpus=tuple(listed)), count=needs.gpus, replicas=needs.replicas, cdi=needs.cdi)
         if cards := listed[:needs.gpus]:
             found += [memory_check(cards, needs.gpu_share, running=running)]
     else:
