@@ -12,6 +12,7 @@ Exit codes: 0 it starts, 5 it does not (with the nearest changes that let it sta
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import bundle.venv  # noqa: F401
@@ -33,9 +34,10 @@ def main(argv: Sequence[str]) -> int:
     cli.add_deployment(parser)
     cli.add_json(parser)
     options = parser.parse_args(argv)
-    if options.gpu and not options.profile and not options.env_file:
-        options.profile = "throughput"
-    chosen = profile.load(cli.deployment(options))
+    wanted = cli.deployment(options)
+    if options.model:  # the profile is chosen by the model's fit, as `make check` does
+        wanted = replace(wanted, sets=(*wanted.sets, f"MODEL_DIR={options.model.expanduser().absolute()}"))
+    chosen = profile.load(wanted)
     directory = options.model or chosen.model_dir
     if not directory:
         raise ConfigurationError("no model to look at", fix="give its folder: python scripts/fit.py MODEL_DIR, or set MODEL_DIR in env/site.env")

@@ -18,7 +18,8 @@ from bundle import cli
 
 
 def main(argv: Sequence[str]) -> int:
-    from bundle.config import settings, verdicts
+    from bundle.choice import profile
+    from bundle.config import verdicts
     from bundle.tuning import audit, optimizations
 
     parser = cli.parser(__doc__)
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     explain = verbs.add_parser("explain", help="all that is known of one setting", allow_abbrev=False)
     explain.add_argument("name", metavar="NAME", nargs="?", default="")
     proof = verbs.add_parser("audit", help="do the records say what is true of the built image?", allow_abbrev=False)
-    proof.add_argument("--image", metavar="NAME", help="an engine image (default: the GPU profiles')")
+    proof.add_argument("--image", metavar="NAME", help="an engine image (default: the one of the profile for this host)")
     proof.add_argument("--library", metavar="FILE", action="append", default=[], help="the driver's library; repeatable")
     proof.add_argument("--limit", metavar="SECONDS", type=cli.positive, default=900.0, help="longest search (default: 900)")
     for verb in (listing, explain, proof):
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"explain takes one NAME: {' '.join(names) or 'none is given'}" if options.verb == "explain" else f"what is {' '.join(rest)}?")
     records = verdicts.load()
     if options.verb == "audit":
-        found = audit.run(options.image or settings.load("throughput").image_engine, options.library, records, options.limit)
+        found = audit.run(options.image or profile.load(profile.Wanted()).image_engine, options.library, records, options.limit)
         audit.show(found, as_json=options.json)
         audit.require(found)
     elif options.verb == "explain":

@@ -66,16 +66,20 @@ LISTED = {"/v1/completions", "/v1/chat/completions"}
 
 
 class FakeOpenAI(ThreadingHTTPServer):
-    """The server; `faults` may be changed while it runs. `key` is the bearer key it asks for ("" asks for none)."""
+    """The server; `faults` may be changed while it runs. `key` is the bearer key it asks for ("" asks for none).
+
+    `is_watch`: it is the watch beside the engine, which tells at /ready of its health.
+    """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, address: tuple[str, int], faults: set[str] | None = None, *, key: str = "", quiet: bool = True) -> None:
+    def __init__(self, address: tuple[str, int], faults: set[str] | None = None, *, key: str = "", quiet: bool = True,
+                 is_watch: bool = False) -> None:
         self.faults = faults or set()
         if unknown := self.faults - FAULTS.keys():
             raise ValueError(f"no such fault: {unknown}")
-        self.key, self.quiet = key, quiet
+        self.key, self.quiet, self.is_watch = key, quiet, is_watch
         self.lock = threading.Lock()
         self.counters = {"prompt_tokens": 0, "generation_tokens": 0, "request_success": 0, "prefix_cache_queries": 0, "prefix_cache_hits": 0}
         self.cached: set[str] = set()
@@ -167,7 +171,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/models":
             models = [] if self.fault("no-models") else [{"id": MODEL, "object": "model", "max_model_len": CONTEXT}]
             self.reply(200, json.dumps({"object": "list", "data": models}))
-        elif self.path in ("/health", "/ready"):
+        elif self.path == ("/ready" if self.server.is_watch else "/health"):
             self.reply(503 if self.fault("unhealthy") else 200, "")
         elif self.path == "/version":
             self.reply(200, json.dumps({"version": "0.0.0"}))
@@ -330,5 +334,5 @@ class Handler(BaseHTTPRequestHandler):
 if __name__ == "__main__":
     port, broken = int(sys.argv[1]), set(sys.argv[2:])
     # As the watch beside the real engine answers on the next port: is it in health?
-    threading.Thread(target=FakeOpenAI(("0.0.0.0", port + 1), broken).serve_forever, daemon=True).start()
+    threading.Thread(target=FakeOpenAI(("0.0.0.0", port + 1), broken, is_watch=True).serve_forever, daemon=True).start()
     FakeOpenAI(("0.0.0.0", port), broken, quiet=False).serve_forever()

@@ -27,7 +27,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def cuda() -> Any:
     """What the audit says of the GPU profiles' image; building it takes half an hour, so it has to be there."""
-    done = run("--json")
+    done = run("--json", "--image", settings.load("throughput").image_engine)
     assert done.returncode == 0, done.stderr + done.stdout
     return json.loads(done.stdout)
 

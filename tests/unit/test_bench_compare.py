@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bundle.base.errors import ConfigurationError, SlowerError
-from bundle.bench import analysis, compare
+from bundle.bench import analysis, campaign, compare
 from support import benchruns
 
 
@@ -125,6 +125,15 @@ def test_a_run_is_given_as_its_folder_or_its_result_and_analysed_if_it_was_not(t
     first = compare.load(folder)
     assert (folder / "result.json").is_file()
     assert compare.load(folder) == compare.load(folder / "result.json") == json.loads(json.dumps(first))
+
+
+def test_a_run_that_has_not_ended_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    folder = benchruns.write(tmp_path / "a", cells=(benchruns.CONTROL,))
+    with pytest.raises(ConfigurationError, match="unfinished") as refused:
+        campaign.find(str(folder))
+    assert "make bench RUN=a" in refused.value.fix
+    with pytest.raises(ConfigurationError, match="no such run"):
+        campaign.find(str(tmp_path / "b"))
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from bundle.doctor.fit import fit_check
 from bundle.fit import assessment
 from bundle.machine import devices
 from bundle.machine.devices import Device
-from support import modelfolder
+from support import modelfolder, verbs
 from support.fakehost import FakeHost
 
 CARD = "0, {name}, {capability}, {total}, {free}, 580.95.05\\n"
@@ -164,3 +164,11 @@ def test_the_doctor_says_what_the_estimate_is_and_never_fails_for_it(sets: tuple
     assert check.state == state
     assert said in check.found
     assert (check.fix == "") == (state == "ok")
+
+
+def test_fit_and_check_take_the_same_profile_for_a_named_gpu(tmp_path: Path) -> None:
+    folder = modelfolder.folder(tmp_path / "m", modelfolder.published("qwen3-8b"))
+    said = [verbs.call(*words).stderr for words in (
+        ("fit", str(folder), "--gpu", "rtx-4090"), ("check", "--gpu", "rtx-4090", "--set", f"MODEL_DIR={folder}", "--json"))]
+    chosen = {line for text in said for line in text.splitlines() if line.startswith("profile ") or "profile " in line.partition(":")[0]}
+    assert len(chosen) == 1, said

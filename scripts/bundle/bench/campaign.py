@@ -173,5 +173,8 @@ def find(run: str) -> Path:
     for place in (given, REPORTS / given, REPORTS / "published" / given):
         if place.is_file() or (place / "result.json").is_file():
             return place
+    if any((place / "run.json").is_file() for place in (given, REPORTS / given)):
+        raise ConfigurationError(f"{run}: the run is unfinished, there is no result yet", fix=f"go on with it: make bench RUN={given.name}; "
+                                 f"or make a report of what there is: make bench REPORT={given.name}")
     runs = sorted(path.parent.name for folder in (REPORTS, REPORTS / "published") for path in folder.glob("*/result.json"))
     raise ConfigurationError(f"{run}: no such run", fix=f"runs: {', '.join(runs)}" if runs else "make bench")
