@@ -198,8 +198,8 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("method", "wanted", "refused"), [
     ("awq", "fp8_per_tensor", True), ("gptq", "fp8_per_tensor", True), ("fp8", "fp8_per_tensor", True),
-    ("compressed-tensors", "fp8_per_tensor", True), ("mxfp4", "fp8", True), ("gptq", "awq", True), ("awq", "awq_marlin", False), ("gptq", "auto_gptq", False), ("fp8", "fp8", False),
-    ("awq", "", False), ("modelopt", "fp8_per_tensor", False)])
+    ("compressed-tensors", "fp8_per_tensor", True), ("mxfp4", "fp8", True), ("gptq", "awq", True),
+    ("awq", "awq_marlin", False), ("gptq", "auto_gptq", False), ("fp8", "fp8", False), ("awq", "", False), ("modelopt", "fp8_per_tensor", False)])
 def test_a_method_that_the_engine_refuses_for_the_checkpoint_is_an_error_with_its_line(method: str, wanted: str, refused: bool,
                                                                                           tmp_path: Path) -> None:
     folder = modelfolder.folder(tmp_path / "m", CONFIG | {"quantization_config": {"quant_method": method}})
