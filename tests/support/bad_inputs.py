@@ -72,8 +72,11 @@ BAD = (
            "not valid JSON: Expecting ',' delimiter at character 19 of '{\"method\": \"ngram\"'."),
     _error("wrong item in a list", "throughput", "ENGINE_CUDAGRAPH_CAPTURE_SIZES=1 2 four",
            "'four' is not a whole number."),
+    _error("list of objects with an open one", "throughput", 'ENGINE_LORA_MODULES={"name": "a", "path": "/a"} {"name": "b"',
+           """'{"name": "a", "path": "/a"} {"name": "b"' cannot be split into a list: Expecting ',' delimiter: line 1 column 41 (char 40). """
+           "Write its elements with blanks between them, JSON objects too."),
     _error("list with an open quote", "throughput", "ENGINE_SERVED_MODEL_NAME=a 'b",
-           "\"a 'b\" cannot be split into a list: No closing quotation"),
+           "\"a 'b\" cannot be split into a list: No closing quotation. Write its elements with blanks between them, JSON objects too."),
     # removed flags
     _error("removed: --swap-space", "throughput", "ENGINE_SWAP_SPACE=8",
            "vLLM 0.33.0 has no --swap-space (removed in 0.18.0). Use ENGINE_KV_OFFLOADING_SIZE=8."),
