@@ -146,16 +146,28 @@ def arguments(settings: Mapping[str, str], flags: Mapping[str, Any]) -> list[str
             argv.append(flag["negative"])
         elif value == "false":
             problems.append(f"{key}=false: {option} has no form that turns it off. Delete the line: it is off when it is not set")
-        elif flag.get("nargs") in (None, "?") or value[0] in "{[":
+        elif flag.get("nargs") in (None, "?") or value[0] == "[":
             argv += [option, value]
         else:
             try:
-                argv += [option, *shlex.split(value)]
+                argv += [option, *elements(value)]
             except ValueError as error:
                 problems.append(f"{key}: its value cannot be split into a list: {str(error).lower()}")
     if problems:
         raise Refused(problems)
     return argv
+
+
+def elements(value: str) -> list[str]:
+    """Words as in a shell, or JSON objects with blanks between them. Raises ValueError where a quote or an object does not end."""
+    if not value.startswith("{"):
+        return shlex.split(value)
+    found, at = [], 0
+    while at < len(value):
+        _, end = json.JSONDecoder().raw_decode(value, at)
+        found.append(value[at:end])
+        at = end + len(value[end:]) - len(value[end:].lstrip())
+    return found
 
 
 def measured(argv: Sequence[str], settings: Mapping[str, str]) -> list[str]:

@@ -103,7 +103,7 @@ def test_the_commands_that_it_shows_work_when_typed(debian: Callable[..., Any]) 
 
 def test_a_debian_without_python3_venv_gets_it_or_says_the_command(debian: Callable[..., Any]) -> None:
     prepared = debian("dpkg --purge --force-depends python3.11-venv; mkdir -p /repo/scripts/bundle && cd /bundle/scripts/bundle && "
-                      "cp __init__.py apt.py errors.py venv.py /repo/scripts/bundle/ && echo '# nothing' >/repo/requirements.lock && "
+                      "cp -r __init__.py venv.py base machine /repo/scripts/bundle/ && echo '# nothing' >/repo/requirements.lock && "
                       "chmod -R a+rwX /repo")
     assert prepared.returncode == 0, prepared.stderr
     fill = "PYTHONPATH= python3 /repo/scripts/bundle/venv.py /repo/requirements.lock"

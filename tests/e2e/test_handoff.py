@@ -107,7 +107,7 @@ def test_images_travel_in_the_archive_and_are_loaded_where_they_are_missing(proj
     assert {name: docker("image", "inspect", "--format", "{{.Id}}", name).strip() for name in sent} == sent
     again = project.script("receive", str(tmp_path / "h"), "--no-start", "--json")
     assert json.loads(again.stdout)["loaded"] == []
-    assert json.loads(again.stdout)["command"].endswith("docker compose --env-file handoff.env up --detach --wait")
+    assert json.loads(again.stdout)["command"].endswith(f"receive.py {tmp_path / 'h'} --set HOST_PROJECT={project.name}")
 
     (tmp_path / "h" / "images" / "engine.tar").write_bytes(b"other")
     tampered = project.script("receive", str(tmp_path / "h"), "--no-start")

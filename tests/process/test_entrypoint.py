@@ -56,6 +56,8 @@ def entrypoint() -> ModuleType:
     ("ENGINE_CUDAGRAPH_CAPTURE_SIZES", "1 2  4", ["--cudagraph-capture-sizes", "1", "2", "4"]),
     ("ENGINE_LORA_MODULES", r"a=/x\ y 'b=/z z'", ["--lora-modules", "a=/x y", "b=/z z"]),
     ("ENGINE_LORA_MODULES", '{"name": "a b", "path": "/x"}', ["--lora-modules", '{"name": "a b", "path": "/x"}']),
+    ("ENGINE_LORA_MODULES", '{"name": "a b", "path": "/x"} {"name": "c", "path": "/y"}',
+     ["--lora-modules", '{"name": "a b", "path": "/x"}', '{"name": "c", "path": "/y"}']),
     ("ENGINE_GRID", "2 3", ["--grid", "2", "3"]),
     ("ENGINE_CHAT_TEMPLATE", "/a b/c.jinja", ["--chat-template", "/a b/c.jinja"]),
     ("ENGINE_NEW_IN_TOMORROWS_VLLM", "false", ["--no-new-in-tomorrows-vllm"]),

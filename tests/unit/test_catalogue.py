@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import entrypoint
 from bundle.base.errors import ConfigurationError
 from bundle.config import catalogue
 from bundle.config.catalogue import Flag
@@ -113,3 +114,10 @@ def test_fields_that_a_later_writer_adds_are_left_alone(tmp_path: Path) -> None:
     loaded = catalogue.load("cpu", root=tmp_path)
     assert loaded.flags["--x"].minimum == 1
     assert loaded.environment == {"VLLM_X"}
+
+
+@pytest.mark.parametrize(("value", "expected"), [
+    ('{"name": "a b", "path": "/x"} {"name": "c", "path": "/y"}', ['{"name": "a b", "path": "/x"}', '{"name": "c", "path": "/y"}']),
+    ("a=/x 'b=/y z'", ["a=/x", "b=/y z"]), ('{"a": 1}  ', ['{"a": 1}'])])
+def test_a_list_is_split_on_the_host_as_in_the_container(value: str, expected: list[str]) -> None:
+    assert catalogue.elements(value) == entrypoint.elements(value) == expected

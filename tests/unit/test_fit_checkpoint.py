@@ -1,6 +1,7 @@
 """Weights from safetensors headers, and what quantization makes of them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from bundle.fit import quantization as schemes
 from bundle.fit.architectures import Weight
 from bundle.fit.request import Request
 from bundle.machine.devices import find
-from support import modelfolder
+from support import modelfolder, verbs
 from support.modelfolder import Tensors
 
 # Two layers of Qwen2: small enough to write down, with every kind of weight.
@@ -193,3 +194,40 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
     with pytest.raises(PrerequisiteError, match=r"model-1\.safetensors: .* not there \(2 of 2 files\)"):
         modelshape.read(folder)
+
+
+@pytest.mark.parametrize(("method", "wanted", "refused"), [
+    ("awq", "fp8_per_tensor", True), ("gptq", "fp8_per_tensor", True), ("fp8", "fp8_per_tensor", True),
+    ("compressed-tensors", "fp8_per_tensor", True), ("mxfp4", "fp8", True), ("gptq", "awq", True),
+    ("awq", "awq_marlin", False), ("gptq", "auto_gptq", False), ("fp8", "fp8", False), ("awq", "", False), ("modelopt", "fp8_per_tensor", False)])
+def test_a_method_that_the_engine_refuses_for_the_checkpoint_is_an_error_with_its_line(method: str, wanted: str, refused: bool,
+                                                                                          tmp_path: Path) -> None:
+    folder = modelfolder.folder(tmp_path / "m", CONFIG | {"quantization_config": {"quant_method": method}})
+    done = verbs.call("check", "--profile", "throughput", "--set", f"MODEL_DIR={folder}", "--set", f"ENGINE_QUANTIZATION={wanted}")
+    assert done.returncode == (2 if refused else 0), done.stderr
+    assert (f"--set: ENGINE_QUANTIZATION: the checkpoint in {folder} is quantized already ({method})" in done.stderr) == refused
+
+
+def test_a_profile_that_quantizes_is_refused_for_a_quantized_checkpoint(tmp_path: Path) -> None:
+    folder = modelfolder.folder(tmp_path / "m", CONFIG | {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}})
+    done = verbs.call("check", "--profile", "throughput", "--set", f"MODEL_DIR={folder}")
+    assert done.returncode == 2
+    assert "env/throughput.env:" in done.stderr
+    assert "ENGINE_QUANTIZATION= (empty)" in done.stderr
+
+
+def test_modelopts_own_file_says_quantization_and_kv_cache(tmp_path: Path) -> None:
+    folder = modelfolder.folder(tmp_path / "m", CONFIG)
+    (folder / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}}))
+    said = modelshape.read_quantization(folder)
+    assert (said["quant_method"], schemes.kv_cache(said)) == ("modelopt", "fp8")
+
+
+def test_a_config_that_is_no_file_or_nested_without_end_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(PrerequisiteError, match="not a file"):
+        modelshape.read(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(PrerequisiteError, match="cannot be read"):
+        modelshape.read(tmp_path)

@@ -73,7 +73,8 @@ class Wanted:
 def load(wanted: Wanted, *, root: Path = ROOT, environ: Mapping[str, str] | None = None, host: Host | None = None) -> Settings:
     """The settings of the deployment, its profile chosen and said where none was named. Raises ConfigurationError as `settings.load`."""
     def loaded(profile: str | None, chosen_by: str = "--profile") -> Settings:
-        return settings.load(profile, wanted.env_files, wanted.sets, root=root, environ=environ, chosen_by=chosen_by)
+        found = settings.load(profile, wanted.env_files, wanted.sets, root=root, environ=environ, chosen_by=chosen_by)
+        return assessment.held_to_model(found)
 
     if wanted.profile or settings.names_its_profile(wanted.env_files, root=root):
         return loaded(wanted.profile or None)

@@ -60,9 +60,9 @@ class Flag:
         if not self._is_list(value):
             return self._one_fault(value)
         try:
-            items = shlex.split(value)
+            items = elements(value)
         except ValueError as error:
-            return f"{value!r} cannot be split into a list: {error}"
+            return f"{value!r} cannot be split into a list: {error}. Write its elements with blanks between them, JSON objects too."
         return next((fault for item in items if (fault := self._one_fault(item))), "")
 
     def arguments(self, key: str, value: str) -> tuple[str, ...]:
@@ -71,10 +71,10 @@ class Flag:
             return (option(key),)
         if value == "false":
             return (self.negative,) if self.negative else ()
-        return (option(key), *shlex.split(value)) if self._is_list(value) else (option(key), value)
+        return (option(key), *elements(value)) if self._is_list(value) else (option(key), value)
 
     def _is_list(self, value: str) -> bool:
-        return self.nargs not in (None, "?") and value[:1] not in ("{", "[")
+        return self.nargs not in (None, "?") and value[:1] != "["
 
     def _bool_fault(self, value: str) -> str:
         if value not in ("true", "false"):
@@ -177,6 +177,21 @@ def env_key(name: str) -> str:
 def option(key: str) -> str:
     """ENGINE_MAX_NUM_SEQS → --max-num-seqs."""
     return "--" + key.removeprefix(PREFIX).lower().replace("_", "-")
+
+
+def elements(value: str) -> list[str]:
+    """The elements of a list, as docker/engine/entrypoint.py splits it: words as in a shell, or JSON objects with blanks between them.
+
+    Raises ValueError where a quote or an object does not end.
+    """
+    if not value.startswith("{"):
+        return shlex.split(value)
+    found, at = [], 0
+    while at < len(value):
+        _, end = json.JSONDecoder().raw_decode(value, at)
+        found.append(value[at:end])
+        at = end + len(value[end:]) - len(value[end:].lstrip())
+    return found
 
 
 def parse_number(value: str, kind: str) -> float | None:

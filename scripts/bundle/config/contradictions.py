@@ -1,11 +1,13 @@
 """What is wrong with values that are each right alone: those that contradict each other, and those that are unwise."""
 
 import ipaddress
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from bundle.base.text import near
 from bundle.config.catalogue import PREFIX, Catalogue, parse_number
 from bundle.config.envfile import Entry, Problem
 from bundle.config.keys import size_bytes
@@ -118,6 +120,9 @@ def _container_memory(values: _Values) -> Iterator[Finding]:
     if "HOST_SHM_SIZE" in values and size_bytes(values["HOST_SHM_SIZE"]) >= limit:
         yield "HOST_SHM_SIZE", f"shared memory counts within HOST_ENGINE_MEMORY={values['HOST_ENGINE_MEMORY']}. Make it less.", "error"
     cache = values.number("VLLM_CPU_KVCACHE_SPACE")
+    if cache is not None and cache != int(cache):
+        yield ("VLLM_CPU_KVCACHE_SPACE", f"{cache:g}: the engine takes whole GiB and ends at anything else. "
+               f"Use VLLM_CPU_KVCACHE_SPACE={math.ceil(cache)}.", "error")
     if not values.cuda and cache is not None and (cache + CPU_ENGINE_GIB) * 2**30 > limit:
         yield ("VLLM_CPU_KVCACHE_SPACE", f"{cache:g} GiB of KV cache and about {CPU_ENGINE_GIB:g} GiB for the engine are more than "
                f"HOST_ENGINE_MEMORY={values['HOST_ENGINE_MEMORY']}: the kernel would kill it. Lower the one, or raise the other.", "warning")
@@ -180,11 +185,31 @@ def _image(values: _Values) -> Iterator[Finding]:
 
 def _gpus(values: _Values) -> Iterator[Finding]:
     there = values.number("HOST_GPU_COUNT")
-    keys = ("ENGINE_TENSOR_PARALLEL_SIZE", "ENGINE_PIPELINE_PARALLEL_SIZE")
-    wanted = (values.number(keys[0]) or 1) * (values.number(keys[1]) or 1)
+    keys = ("ENGINE_TENSOR_PARALLEL_SIZE", "ENGINE_PIPELINE_PARALLEL_SIZE", "ENGINE_DATA_PARALLEL_SIZE")
+    wanted = math.prod(values.number(key) or 1 for key in keys)
     if values.cuda and there is not None and wanted > there:
-        yield (keys[0] if keys[0] in values else keys[1],
+        yield (next(key for key in keys if key in values),
                f"splits the model over {wanted:g} GPUs, and the engine gets HOST_GPU_COUNT={there:g}. Use HOST_GPU_COUNT={wanted:g}.", "error")
+
+
+def _visible_gpus(values: _Values) -> Iterator[Finding]:
+    """In its container an engine's GPUs are numbered from 0, whichever of the host's they are."""
+    named, there = values["CUDA_VISIBLE_DEVICES"], values.number("HOST_GPU_COUNT")
+    numbers = [int(one) for one in named.split(",") if one.strip().isdigit()]
+    if values.cuda and there is not None and numbers and max(numbers) >= there:
+        yield ("CUDA_VISIBLE_DEVICES", f"the engine's container holds {there:g} GPU{'s' if there > 1 else ''}, numbered from 0, and {max(numbers)} "
+               f"is none of them. Delete the line; HOST_GPUS={named} chooses among the host's.", "error")
+
+
+def _tools(values: _Values) -> Iterator[Finding]:
+    parser = values["ENGINE_TOOL_CALL_PARSER"]
+    if values["ENGINE_ENABLE_AUTO_TOOL_CHOICE"] == "true" and not parser:
+        yield ("ENGINE_ENABLE_AUTO_TOOL_CHOICE", "the engine refuses it without a parser of the model's tool calls. Add ENGINE_TOOL_CALL_PARSER= "
+               "with the model's (hermes, llama3_json, qwen3_coder, …), or delete the line.", "error")
+    flag = values.catalogue.find("ENGINE_TOOL_CALL_PARSER")
+    if parser and flag and flag.known and parser not in flag.known and not values["ENGINE_TOOL_PARSER_PLUGIN"]:
+        yield ("ENGINE_TOOL_CALL_PARSER", f"vLLM {values.catalogue.version} has no parser {parser!r}, and ENGINE_TOOL_PARSER_PLUGIN names no file "
+               f"that brings it.{near(parser, flag.known)}", "error")
 
 
 def _replicas(values: _Values) -> Iterator[Finding]:
@@ -210,4 +235,4 @@ def _model(values: _Values) -> Iterator[Finding]:
 
 _CHECKS: tuple[Callable[[_Values], Iterator[Finding]], ...] = (
     _one_flag_set_twice, _deprecated, _batching, _graphs, _metrics, _gpu_memory, _container_memory, _allocator, _compile_cache, _development_routes,
-    _address, _stopping, _image, _gpus, _replicas, _model)
+    _address, _stopping, _image, _gpus, _visible_gpus, _tools, _replicas, _model)

@@ -87,6 +87,14 @@ class Rules:
         close = near(key, (*HOST_KEYS, *self.catalogue.keys))
         return f"unknown.{close or ' Engine flags start with ENGINE_, settings of the bundle with HOST_, GATEWAY_, IMAGE_ or MODEL_.'}"
 
+    def doubt(self, entry: Entry) -> str:
+        """What is probably wrong with an environment variable that no rule forbids: it is nearly one that a record tells of; "" when nothing is."""
+        recorded = {record.key for record in self.records}
+        if entry.key in (*HOST_KEYS, *self.catalogue.environment, *recorded) or entry.key.startswith("ENGINE_"):
+            return ""
+        meant = near(entry.key, recorded)
+        return f"nothing is known to read this variable.{meant}" if meant else ""
+
     def _gone(self, key: str) -> verdicts.Record | None:
         return verdicts.removed(self.records).get(key)
 

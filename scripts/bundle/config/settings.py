@@ -203,7 +203,8 @@ def _settings(entries: dict[str, Entry], problems: list[Problem], layers: list[s
                if host_key.required and key not in entries]
     faults = {key: _problem(entry, fault) for key, entry in entries.items() if (fault := rules.fault(entry))}
     good = {key: entry for key, entry in entries.items() if key not in faults}
-    problems = [*problems, *missing, *faults.values(), *(contradictions.find(good, rules.catalogue) if target == wanted else ())]
+    doubts = [replace(_problem(entry, doubt), severity="warning") for entry in good.values() if entry.value and (doubt := rules.doubt(entry))]
+    problems = [*problems, *missing, *faults.values(), *doubts, *(contradictions.find(good, rules.catalogue) if target == wanted else ())]
     problems.sort(key=lambda problem: (layers.index(problem.file) if problem.file in layers else len(layers), problem.file, problem.line))
     argv, environment = ["vllm", "serve", entries["ENGINE_MODEL"].value], {}
     for key, entry in good.items():

@@ -6,9 +6,9 @@ from pathlib import Path
 from bundle.base.errors import ConfigurationError, PrerequisiteError
 from bundle.config.envfile import Problem
 from bundle.config.settings import MODEL_IN_CONTAINER, Settings
-from bundle.fit import estimation, remedies, report
+from bundle.fit import estimation, quantization, remedies, report
 from bundle.fit.estimation import Difference, Estimate
-from bundle.fit.modelshape import read
+from bundle.fit.modelshape import read, read_quantization
 from bundle.fit.remedies import Change
 from bundle.fit.request import requested
 from bundle.machine import devices
@@ -16,6 +16,7 @@ from bundle.machine.devices import Device
 from bundle.machine.facts import Host
 
 SHARE_KEY = "ENGINE_GPU_MEMORY_UTILIZATION"
+QUANTIZATION_KEY = "ENGINE_QUANTIZATION"
 NO_MODEL = "no model is known"
 HOPELESS = "Take a smaller model, or a larger GPU"
 
@@ -65,6 +66,22 @@ def model_folder(settings: Settings) -> Path | None:
     if mounted and model.startswith(MODEL_IN_CONTAINER + "/"):
         return mounted / model.removeprefix(MODEL_IN_CONTAINER + "/")
     return mounted
+
+
+def held_to_model(settings: Settings) -> Settings:
+    """`settings` with what the engine would refuse for their model among their errors, as far as its config.json can be read."""
+    folder, entry = model_folder(settings), settings.entries.get(QUANTIZATION_KEY)
+    if not folder or not entry:
+        return settings
+    try:
+        method = quantization.refused(read_quantization(folder), entry.value)
+    except PrerequisiteError:
+        return settings  # `make doctor` and the start say what is wrong with the folder
+    if not method:
+        return settings
+    message = (f"the checkpoint in {folder} is quantized already ({method}), and the engine refuses to make {entry.value} of it. "
+               f"Set {QUANTIZATION_KEY}= (empty) in env/site.env, or take the checkpoint with 16-bit weights.")
+    return replace(settings, problems=(*settings.problems, Problem(file=entry.file, line=entry.line, key=entry.key, message=message)))
 
 
 def assess(settings: Settings, gpu: str = "", *, host: Host | None = None, idle: bool = True) -> Fit:

@@ -11,7 +11,7 @@ from bundle.fit import quantization as schemes
 from bundle.fit import safetensors
 from bundle.fit.architectures import FAMILIES, Fields, Weight, count
 
-CONFIG, HEADERS = "config.json", "safetensors headers"
+CONFIG, MODELOPT, HEADERS = "config.json", "hf_quant_config.json", "safetensors headers"
 
 _TEXT = ("text_config", "llm_config", "language_config")
 _MODALITIES = ("vision_config", "audio_config", "visual", "vision_tower")
@@ -67,14 +67,14 @@ class Model:
 def read(directory: Path) -> Model:
     """The model in `directory`. Raises PrerequisiteError when config.json or a weight file is missing or damaged, or the architecture alone
     does not say how many weights there are and there are none to look at."""
-    raw = _config(directory)
+    raw = _json(directory / CONFIG)
     text = next((raw[key] for key in _TEXT if isinstance(raw.get(key), dict)), raw)
     kind = str(text.get("model_type") or raw.get("model_type") or "")
     family = FAMILIES.get(kind)
     outer = {key: raw[key] for key in ("tie_word_embeddings",) if key in raw}
     fields = Fields(values={**(family.defaults if family else {}), **outer, **text}, source=str(directory / CONFIG))
     architecture = ", ".join(raw.get("architectures") or [kind or "unnamed architecture"])
-    quantization = raw.get("quantization_config") or text.get("quantization_config") or {}
+    quantization = read_quantization(directory)
     scheme = schemes.stored(quantization)
     attention = _attention(fields, architecture, latent=family.latent if family else "kv_lora_rank" in text)
     counted = count(fields, family) if family else ()
@@ -90,6 +90,20 @@ def read(directory: Path) -> Model:
                  attention=attention, hidden=fields.number("hidden_size"), width=_width(fields), vocabulary=fields.number("vocab_size"),
                  longest=_longest(fields), default_length=_default_length(fields), quantization=quantization,
                  notes=tuple(_notes(raw, architecture, weights, counted, scheme)))
+
+
+def read_quantization(directory: Path) -> Mapping[str, Any]:
+    """How the checkpoint in `directory` says that it is quantized: quantization_config, or ModelOpt's hf_quant_config.json, which the engine reads
+    too (vLLM 0.33.0, config/model.py); empty when it is not. Raises PrerequisiteError as `read`."""
+    raw = _json(directory / CONFIG)
+    nested = [raw[key] for key in _TEXT if isinstance(raw.get(key), dict)]
+    for one in (raw, *nested):
+        if isinstance(said := one.get("quantization_config"), dict) and said:
+            return said
+    if not (directory / MODELOPT).is_file():
+        return {}
+    said = _json(directory / MODELOPT).get("quantization")
+    return {"quant_method": "modelopt", **said} if isinstance(said, dict) else {}
 
 
 def _notes(raw: Mapping[str, Any], architecture: str, weights: tuple[Weight, ...], counted: tuple[Weight, ...],
@@ -110,14 +124,15 @@ def _notes(raw: Mapping[str, Any], architecture: str, weights: tuple[Weight, ...
         yield "vLLM pads mxfp4 experts to the tile sizes of its kernels (128 or 256): they take more than counted, by up to 14 % with gpt-oss's 2,880"
 
 
-def _config(directory: Path) -> Mapping[str, Any]:
-    path = directory / CONFIG
+def _json(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        found = f"no {path.name} in it" if path.parent.is_dir() else "no such directory"
+        raise PrerequisiteError(f"{path.parent}: {found}", fix="give the folder that holds the model's config.json")
     try:
+        if not path.is_file():
+            raise ValueError("not a file")
         raw = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        found = "no config.json in it" if directory.is_dir() else "no such directory"
-        raise PrerequisiteError(f"{directory}: {found}", fix="give the folder that holds the model's config.json") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PrerequisiteError(f"{path}: cannot be read ({error})", fix="download it again") from error
     if not isinstance(raw, dict) or not raw:
         raise PrerequisiteError(f"{path}: not a JSON object, or an empty one", fix="download it again")

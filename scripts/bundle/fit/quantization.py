@@ -88,6 +88,20 @@ def _compressed(config: Mapping[str, Any]) -> Scheme | None:
     return Scheme(name=f"compressed-tensors {bits} bit", bits=bits, group=group, group_bytes=2 + zero_point)
 
 
+_SAME = {"awq_marlin": "awq", "auto_awq": "awq", "gptq_marlin": "gptq", "auto_gptq": "gptq"}
+
+
+def refused(config: Mapping[str, Any], wanted: str) -> str:
+    """The method of the checkpoint that `config` describes, where the engine would refuse --quantization `wanted` for it; "" where it would not.
+
+    vLLM overrides a wanted method for ModelOpt's checkpoints only, and takes one method under its several names (0.33.0, config/model.py).
+    """
+    method = str(config.get("quant_method") or "").lower()
+    if wanted in ("", "None") or not method or method.startswith("modelopt"):
+        return ""
+    return "" if _SAME.get(wanted, wanted) == _SAME.get(method, method) else method
+
+
 def kv_cache(config: Mapping[str, Any]) -> str:
     """The KV cache type that a quantized checkpoint asks for where the flag says "auto"; "" when it asks for none."""
     inner = config.get("quantization") or {}
