@@ -4,6 +4,7 @@ import http.client
 import json
 import re
 import secrets
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,12 +16,9 @@ from support.faultlog import record
 
 def status(served: Deployed, key: str) -> int:
     target = urlsplit(served.url)
-    connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)
-    connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
-    reply = connection.getresponse()
-    reply.read()
-    connection.close()
-    return reply.status
+    with closing(http.client.HTTPConnection(target.hostname or "", target.port, timeout=60)) as connection:
+        connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+        return connection.getresponse().status
 
 
 def test_a_key_is_revoked_under_load_and_no_stream_notices(served: Deployed) -> None:
@@ -34,16 +32,16 @@ def test_a_key_is_revoked_under_load_and_no_stream_notices(served: Deployed) -> 
         carol = added.stdout.strip()
         assert ask(served.url, Tally(), key=carol) == "right"
 
-        stream = http.client.HTTPConnection(target.hostname or "", target.port, timeout=120)
         body = {"model": "selftest", "prompt": "1", "max_tokens": 400, "ignore_eos": True, "stream": True}
-        stream.request("POST", "/v1/completions", json.dumps(body), {"Authorization": f"Bearer {carol}", "Content-Type": "application/json"})
-        reply = stream.getresponse()
-        assert (reply.status, reply.readline()[:5]) == (200, b"data:")
-        revoked = served.project.script("keys", "--revoke", "carol")
-        assert revoked.returncode == 0, revoked.stderr
-        assert "1 key revoked (carol)" in revoked.stderr
-        assert status(served, carol) == 401
-        assert reply.read().rstrip().endswith(b"data: [DONE]")
+        with closing(http.client.HTTPConnection(target.hostname or "", target.port, timeout=120)) as stream:
+            stream.request("POST", "/v1/completions", json.dumps(body), {"Authorization": f"Bearer {carol}", "Content-Type": "application/json"})
+            reply = stream.getresponse()
+            assert (reply.status, reply.readline()[:5]) == (200, b"data:")
+            revoked = served.project.script("keys", "--revoke", "carol")
+            assert revoked.returncode == 0, revoked.stderr
+            assert "1 key revoked (carol)" in revoked.stderr
+            assert status(served, carol) == 401
+            assert reply.read().rstrip().endswith(b"data: [DONE]")
 
         # By hand, as an editor does it: a new file in the old one's place. `make up` finds it out.
         dave = f"sk-{secrets.token_hex(16)}"
