@@ -1,6 +1,6 @@
 """What the gateway costs: the same requests to it and to the engine behind it, in turns, on this host.
 
-    PYTHONPATH=scripts:tests .venv/bin/python tests/support/gatewaycost.py > reports/published/DATE-gateway/gateway.json
+    PYTHONPATH=scripts:tests .venv/bin/python tests/support/gatewaycost.py [PORT PORT] > reports/published/DATE-gateway/gateway.json
 
 The engine is the tests' fake (tests/fake_openai.py), which computes nothing: what differs is the gateway's. One client alone shows what it adds
 to the first token; 64 clients at once, each token 50 ms after the last, whether it holds any up.
@@ -8,7 +8,6 @@ to the first token; 64 clients at once, each token 50 ms after the last, whether
 
 import json
 import os
-import platform
 import socket
 import statistics
 import sys
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from support.gateway import KEY, Site, docker, operational, request
-from support.project import wait_until
 
 ALONE, CLIENTS, TOKENS, PAUSE_S, ROUNDS, WAVES = 1000, 64, 20, 0.05, 5, 5
 Address = tuple[str, int]
@@ -71,15 +69,8 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"p50_ms": round(cuts[49], 3), "p99_ms": round(cuts[98], 3), "n": len(values)}
 
 
-def measure(site: Site) -> dict[str, Any]:
-    site.start_engine()
-    door = site.open(keys=f"{KEY} alice\n")
-    wait_until(lambda: operational(door), deadline_s=30, what="the gateway sees its engine")
-
-    def address(name: str, port: int) -> Address:
-        return docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name).strip(), port
-    # Both by their own addresses in Docker's network: the published port has a proxy of Docker's in front.
-    bare, through = address(site.upstream, 8000), address(door.name, 8005)
+def measure(bare: Address, through: Address) -> dict[str, Any]:
+    """All of it, the two in turns."""
     single = alone(bare, through)
     rates: dict[str, list[float]] = {"bare": [], "gateway": []}
     firsts: dict[str, list[float]] = {"bare": [], "gateway": []}
@@ -89,7 +80,7 @@ def measure(site: Site) -> dict[str, Any]:
             rates[name].append(round(rate, 1))
             firsts[name] += first
     return {
-        "haproxy": docker("exec", door.name, "haproxy", "-v").split()[2], "cpus": os.cpu_count(), "machine": platform.machine(),
+        "cpus": os.cpu_count(), "load": [round(value, 1) for value in os.getloadavg()],
         "one_client_ttft": {name: summary(values) for name, values in single.items()},
         "added_ttft_p50_ms": round(statistics.median(single["gateway"]) - statistics.median(single["bare"]), 3),
         f"clients_{CLIENTS}": {"tokens_per_s": rates, "ttft": {name: summary(values) for name, values in firsts.items()},
@@ -97,10 +88,27 @@ def measure(site: Site) -> dict[str, Any]:
     }
 
 
+def in_containers(site: Site) -> dict[str, Any]:
+    """The gateway's container before the fake's, each asked by its own address: the published port has a proxy of Docker's in front."""
+    from support.project import wait_until  # needs Docker's library
+
+    site.start_engine()
+    door = site.open(keys=f"{KEY} alice\n")
+    wait_until(lambda: operational(door), deadline_s=30, what="the gateway sees its engine")
+
+    def address(name: str, port: int) -> Address:
+        return docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name).strip(), port
+    return measure(address(site.upstream, 8000), address(door.name, 8005))
+
+
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        here = Site(folder=Path(folder))
-        try:
-            json.dump(measure(here), sys.stdout, indent=1)
-        finally:
-            here.close()
+    if len(sys.argv) > 1:  # on a host without Docker: PORT of the fake, PORT of a gateway before it
+        found = measure(("127.0.0.1", int(sys.argv[1])), ("127.0.0.1", int(sys.argv[2])))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            here = Site(folder=Path(folder))
+            try:
+                found = in_containers(here)
+            finally:
+                here.close()
+    json.dump(found, sys.stdout, indent=1)
