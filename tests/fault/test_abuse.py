@@ -76,7 +76,8 @@ def test_ten_thousand_malformed_requests_are_refused_and_the_next_good_one_is_an
             else:
                 refused = 400 <= reply.status < 500
                 # vLLM says of a body that is not JSON at all: {"detail": …}, which is no OpenAI error.
-                outcome = "failed in form" if refused and in_form(data) else "failed out of form" if refused and data.startswith(b'{"detail"') else "wrong"
+                engines_own = refused and data.startswith(b'{"detail"')
+                outcome = "failed in form" if refused and in_form(data) else "failed out of form" if engines_own else "wrong"
                 note = f"HTTP {reply.status}"
             if outcome != "failed in form":
                 examples.setdefault(note, f"{method} {path} {body[:200]!r} {data[:200]!r}")
