@@ -1,18 +1,20 @@
 """Which profile a deployment uses: the one that was named, or the one for this host's hardware and the model."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bundle import ROOT
 from bundle.base import console
 from bundle.config import profiles, settings
+from bundle.config.envfile import Problem
 from bundle.config.settings import Settings
 from bundle.fit import assessment
 from bundle.machine import devices, gpu
 from bundle.machine.devices import GIB, Device
 from bundle.machine.facts import Host
 from bundle.machine.gpu import MIN_CAPABILITY
+from bundle.models import first, folder
 
 PREFERRED = ("throughput", "memory")
 """Profiles that are chosen without being asked for, where a GPU can run the engine: the first that the model fits."""
@@ -60,6 +62,20 @@ def default_profile(starts: Starts, *, device: Device | None = None, root: Path 
     return Choice(profile=PREFERRED[0], why=f"{about}; by the estimate the model starts with none of {', '.join(PREFERRED)}: see `make profiles`")
 
 
+def _held_to_folder(found: Settings) -> Settings:
+    """`found`, with an error where the folder that the engine would read holds something else than one model that it can load."""
+    directory = assessment.model_folder(found)
+    if directory is None or found.value("ENGINE_LOAD_FORMAT") not in ("", "auto"):
+        return found
+    try:
+        others = folder.misfits(directory)
+    except OSError:  # `make doctor` and the start say why it cannot be looked into
+        return found
+    entry = found.entries["MODEL_DIR"]
+    problems = [Problem(file=entry.file, line=entry.line, key=entry.key, message=f"{other.found}. {other.fix}.") for other in others]
+    return replace(found, problems=(*found.problems, *problems))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """The deployment that a verb was asked for; `profile` "" means: choose one for the GPU called `gpu`, or for this host."""
@@ -74,7 +90,7 @@ def load(wanted: Wanted, *, root: Path = ROOT, environ: Mapping[str, str] | None
     """The settings of the deployment, its profile chosen and said where none was named. Raises ConfigurationError as `settings.load`."""
     def loaded(profile: str | None, chosen_by: str = "--profile") -> Settings:
         found = settings.load(profile, wanted.env_files, wanted.sets, root=root, environ=environ, chosen_by=chosen_by)
-        return assessment.held_to_model(found)
+        return assessment.held_to_model(_held_to_folder(first.placed(found)))
 
     if wanted.profile or settings.names_its_profile(wanted.env_files, root=root):
         return loaded(wanted.profile or None)

@@ -11,6 +11,7 @@ from bundle.fit import assessment
 from bundle.fit.assessment import Fit
 from bundle.machine import devices
 from bundle.machine.facts import Host
+from bundle.models import first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ def profile_table(gpu: str = "", env_files: Sequence[str | Path] = (), sets: Seq
          host: Host | None = None) -> tuple[Choice, list[Row]]:
     """The profile for the GPU called `gpu` or this host's, and every profile with its fit there. Raises ConfigurationError for a wrong name."""
     device = devices.find(gpu, root=root) if gpu else None
-    loaded = {name: settings.load(name, env_files, sets, root=root) for name in profiles.names(root)}
+    loaded = {name: first.placed(settings.load(name, env_files, sets, root=root)) for name in profiles.names(root)}
     choice = default_profile(lambda name, on: assessment.starts(loaded[name], on), device=device, root=root, host=host)
     rows = []
     for name, one in loaded.items():

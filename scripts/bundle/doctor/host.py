@@ -19,7 +19,7 @@ from bundle.doctor.gpu import gpu_checks
 from bundle.fit import assessment
 from bundle.machine import gpu, ports
 from bundle.machine.facts import MIN_COMPOSE, MIN_ENGINE, Docker, Host, version
-from bundle.models import folder
+from bundle.models import first, folder
 from bundle.models.folder import Fault
 
 ENGINE_UID = 2000
@@ -79,7 +79,7 @@ class Needs:
             cdi=good("HOST_ACCELERATOR") == "cuda-cdi",
             gpu_share=_gpu_share(settings, target),
             model_dir=assessment.model_folder(settings),
-            model=settings.value("ENGINE_MODEL"),
+            model="" if settings.names_no_model else settings.value("ENGINE_MODEL"),
             weights=settings.value("ENGINE_LOAD_FORMAT") != "dummy",
             tokenizer=not settings.value("ENGINE_TOKENIZER") and settings.value("ENGINE_SKIP_TOKENIZER_INIT") != "true",
             api_keys=settings.api_keys_file,
@@ -233,7 +233,7 @@ def _port(needs: Needs, host: Host) -> Check:
 
 def _model(needs: Needs) -> Check:
     if needs.model_dir is None:
-        return ok("model", needs.model or "the self-test model in the image")
+        return ok("model", needs.model or f"none is named: `make up` fetches {first.NAME}, or serves the self-test model in the image")
     faults = folder.faults(needs.model_dir, uid=ENGINE_UID, weights=needs.weights, tokenizer=needs.tokenizer)
     return _fault("model", faults) or ok("model", f"{needs.model_dir}: {folder.summary(needs.model_dir)}")
 
