@@ -38,8 +38,8 @@ logs:  ## follow what the services print
 status:  ## one table of what runs
 	@$(PYTHON) scripts/status.py $(project) $(json)
 
-check:  ## the command line, environment and origin of every value, checked against the engine; no Docker needed
-	@$(PYTHON) scripts/check.py $(deployment) $(gpu) $(if $(FLATTEN),--flatten '$(FLATTEN)') $(json)
+check:  ## the command line, environment and origin of every value, checked against the engine; no Docker needed (but DEEP=1: asks the image)
+	@$(PYTHON) scripts/check.py $(deployment) $(gpu) $(if $(DEEP),--deep) $(if $(FLATTEN),--flatten '$(FLATTEN)') $(json)
 
 doctor:  ## can this host run it? read-only
 	@$(PYTHON) scripts/doctor.py $(deployment) $(gpu) $(json)
