@@ -12,7 +12,7 @@ json := $(if $(JSON),--json)
 gpu := $(if $(GPU),--gpu '$(GPU)')
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(project)
 
-.PHONY: help up down restart roll rollback logs status check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
+.PHONY: help up down restart roll rollback keys logs status check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ roll:  ## replace every engine, one after another, without a gap (HOST_REPLICAS=
 
 rollback:  ## back to the version that ran before
 	@$(PYTHON) scripts/rollback.py $(project)
+
+keys:  ## the API keys by name; ADD=name makes one (METRICS_ONLY=1: for /metrics alone), REVOKE=name takes it away, while the gateway serves
+	@$(PYTHON) scripts/keys.py $(deployment) $(if $(ADD),--add '$(ADD)') $(if $(METRICS_ONLY),--metrics-only) $(if $(REVOKE),--revoke '$(REVOKE)') $(json)
 
 logs:  ## follow what the services print
 	@$(PYTHON) scripts/logs.py $(project)

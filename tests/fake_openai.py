@@ -3,8 +3,8 @@
 usage: python3 fake_openai.py PORT [FAULT]...
 
 It writes the same words to the same prompt, counts what it does in vLLM's metrics, and prints one JSON line per request that
-reaches it. A request body may hold {"fake": {"silence_s": 1, "pause_s": 0.5, "status": 503}}: seconds before the answer, seconds
-before each piece of a stream, and an error to answer with. Faults are the names in FAULTS.
+reaches it. A request body may hold {"fake": {"silence_s": 1, "pause_s": 0.5, "status": 503, "raw": [500, "text/plain", "oops"]}}: seconds
+before the answer, seconds before each piece of a stream, an error to answer with, and a whole answer. Faults are the names in FAULTS.
 """
 
 import hashlib
@@ -156,6 +156,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
+        if self.headers.get("Origin"):
+            self.send_header("Access-Control-Allow-Origin", "*")  # as vLLM's default is
         self.end_headers()
         if self.fault("trickles"):
             for byte in data:
@@ -199,6 +201,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def post(self, raw: bytes) -> None:
         path = self.path.split("?")[0]
+        if b'"raw"' in raw:
+            status, kind, text = json.loads(raw)["fake"]["raw"]
+            self.reply(status, text, kind=kind)
+            return
         if path not in LISTED:
             self.reply(200, "{}") if self.fault("open-routes") else self.error(404, "Not Found")
             return
@@ -225,7 +231,7 @@ class Handler(BaseHTTPRequestHandler):
             self.error(404, f"The model `{body.get('model')}` does not exist.")
             return
         chat = path.endswith("chat/completions")
-        prompt = "".join(m["content"] for m in body["messages"]) if chat else body["prompt"]
+        prompt = "".join(str(m["content"]) for m in body["messages"]) if chat else body["prompt"]
         asked = prompt.split()
         if len(asked) + body.get("max_tokens", 16) > CONTEXT and not self.fault("takes-too-long-prompts"):
             self.error(400, "" if self.fault("silent-too-long") else f"maximum context length is {CONTEXT} tokens")

@@ -351,6 +351,7 @@ class Watchdog:
 
         class Handler(BaseHTTPRequestHandler):
             timeout = 5  # who sends nothing does not hold a thread
+            wbufsize = -1  # the whole answer at once: HAProxy hangs up when it has read the status
 
             def do_GET(self) -> None:
                 verdict = watchdog.verdict()
@@ -365,12 +366,17 @@ class Watchdog:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (the base class names it so)
                 pass
 
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                """Who asked has hung up, as a load balancer's check does: no news, and twice a second."""
+
         try:
-            server = ThreadingHTTPServer(("", port), Handler)
+            server = Server(("", port), Handler)
         except OSError as error:
             self._say(f"HEALTH_PORT={port}: {error.strerror}; nobody can ask whether the engine is ready, it is watched all the same")
             return
-        server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True, name="ready").start()
 
 

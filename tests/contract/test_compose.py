@@ -97,7 +97,7 @@ def test_only_the_gateway_publishes_and_only_on_loopback(cpu: Path, project: Pro
 
 def test_gateway_bind_opens_the_address_that_it_names(tmp_path: Path, project: Project) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("sk-test\n")
+    keys.write_text("sk-test-4f1d0c-4f1d0c\n")
     keys.chmod(0o444)
     file = handed_over(tmp_path, project, "cpu", "GATEWAY_BIND=0.0.0.0", f"GATEWAY_API_KEYS_FILE={keys}")
     bindings = created(file, "gateway", project)["HostConfig"]["PortBindings"]
@@ -181,11 +181,11 @@ def test_the_engine_has_no_way_out_and_the_gateway_has_both_networks(cpu: Path) 
 
 def test_api_keys_reach_the_gateway_as_a_file_and_nothing_else(tmp_path: Path, project: Project) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("sk-canary-91f3\n")
+    keys.write_text("sk-canary-91f3-91f3\n")
     keys.chmod(0o444)
     file = handed_over(tmp_path, project, "cpu", f"GATEWAY_API_KEYS_FILE={keys}")
     gateway, engine = created(file, "gateway", project), created(file, "engine", project)
-    assert "sk-canary-91f3" not in json.dumps([gateway, engine, rendered(file)]) + file.read_text()
+    assert "sk-canary-91f3-91f3" not in json.dumps([gateway, engine, rendered(file)]) + file.read_text()
     assert "GATEWAY_AUTH=on" in gateway["Config"]["Env"]
     assert not any(str(keys) in mount["Source"] for mount in engine["Mounts"])
 

@@ -24,8 +24,8 @@ SEED_VARIABLES = {"CUDA_CACHE_MAXSIZE", "CUDA_ALLOCATOR_BACKEND", "CUDA_MALLOC_A
                   "CUDNN_TENSOR_OPS", "CUDA_L2_PERSISTING_SIZE", "CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_COPY_SPLIT_THRESHOLD"}
 """The optimizations that an operator turns on in an env file: off must mean off."""
 
-ENVIRONMENT = LAYOUT | {"HEALTH_PORT": "8001", "CUDA_HOME": f"{SITE}/nvidia/cu13", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
-"""All that the image sets: where things lie, where its watch tells, and that the engine computes."""
+ENVIRONMENT = LAYOUT | {"CUDA_HOME": f"{SITE}/nvidia/cu13", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+"""All that the image sets: where things lie, and that the engine computes."""
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ from typing import Any
 import pytest
 
 from bundle import ROOT
+from bundle.config import settings
 from bundle.smoke import closedroutes
+from support import image
 from support.gateway import CONFIG, IMAGE, KEY, Door, Reply, Site, docker, operational, parse, request
 from support.project import wait_until
 
 HERE = ROOT / "docker" / "gateway"
 LISTED = [tuple(line.split()) for line in (HERE / "routes.lst").read_text().splitlines() if line and not line.startswith("#")]
 OPEN_TO_ALL: tuple[tuple[str, ...], ...] = (("GET", "/health"), ("HEAD", "/health"))
+
+SCRAPER = "sk-scraper-4f1d0c"
 
 # The listed paths by another method.
 WRONG_METHODS = [
@@ -52,7 +56,7 @@ def unlocked(site: Site) -> Door:
 
 @pytest.fixture(scope="module")
 def locked(site: Site) -> Door:
-    return ready(site.open(keys=f"# team one\n{KEY}\n\nsk-second\n"))
+    return ready(site.open(keys=f"# team one\n{KEY}\n\nsk-second-4f1d0c bob\n{SCRAPER} prometheus metrics-only\nshort carol\n"))
 
 
 @pytest.fixture
@@ -95,8 +99,18 @@ def edited(before: str, after: str) -> str:
 
 # --- what gets through
 
+def test_every_route_that_vllm_documents_is_listed_or_refused_on_purpose() -> None:
+    """By the OpenAPI documents of the engine in the image, one for each kind of model. A new version's new routes have to be judged."""
+    probe = ROOT / "tests" / "support" / "openapi_probe.py"
+    said = image.run(settings.load("cpu").image_engine, "/opt/venv/bin/python", "/probe.py", mounts=[(probe, "/probe.py")]).stdout
+    documented = {tuple(line.replace("{response_id}", "resp_1").split()) for line in json.loads(said.splitlines()[-1])}
+    assert len(documented) > 40
+    assert documented - set(LISTED) - set(closedroutes.ROUTES) == set()
+    assert set(LISTED) - documented == {("HEAD", "/health")}
+
+
 def test_the_image_carries_the_configuration_of_this_tree() -> None:
-    for name in ("haproxy.cfg", "routes.lst"):
+    for name in ("haproxy.cfg", "routes.lst", "bodylimit.lua"):
         inside = docker("run", "--rm", "--entrypoint", "cat", IMAGE, f"{Path(CONFIG).parent}/{name}")
         assert inside == (HERE / name).read_text(), f"{name}: run `make build`"
 
@@ -110,7 +124,7 @@ def test_no_route_is_both_listed_and_known_to_be_refused() -> None:
 def test_a_listed_route_reaches_the_engine_without_keys_configured(site: Site, unlocked: Door, route: tuple[str, str]) -> None:
     id_ = f"open-{LISTED.index(route)}"
     unlocked.ask(*route, headers={"X-Request-Id": id_})
-    if route not in OPEN_TO_ALL:  # the fake does not tell of /health, which the gateway itself asks for all the time
+    if route not in OPEN_TO_ALL:  # the gateway answers that itself
         assert site.seen(by_way_of=unlocked)[id_]["line"] == f"{route[0]} {route[1]} HTTP/1.1"
 
 
@@ -121,7 +135,7 @@ def test_a_listed_route_needs_a_key_when_keys_are_configured(site: Site, locked:
         refused = locked.ask(*route, key=key, headers={"X-Request-Id": f"wrong-{number}-{place}"})
         assert (refused.status, refused.code) == (401, "invalid_api_key")
         assert refused.headers["www-authenticate"] == "Bearer"
-    for place, key in enumerate((KEY, "sk-second")):
+    for place, key in enumerate((KEY, "sk-second-4f1d0c")):
         locked.ask(*route, key=key, headers={"X-Request-Id": f"right-{number}-{place}"})
     seen = set(site.seen(by_way_of=locked, key=KEY))
     assert {f"right-{number}-0", f"right-{number}-1"} <= seen
@@ -139,6 +153,26 @@ def test_a_key_in_another_place_or_scheme_is_no_key(locked: Door) -> None:
                     {"Cookie": f"key={KEY}"}, {"Proxy-Authorization": f"Bearer {KEY}"}):
         assert locked.ask("GET", "/v1/models", headers=headers).code == "invalid_api_key"
     assert locked.ask("GET", f"/v1/models?api_key={KEY}").code == "invalid_api_key"
+
+
+def test_a_key_for_metrics_reads_them_and_spends_nothing(site: Site, locked: Door) -> None:
+    assert locked.ask("GET", "/metrics", key=SCRAPER).status == 200
+    for method, path in LISTED:
+        if path not in ("/metrics", "/health"):
+            refused = locked.ask(method, path, key=SCRAPER, headers={"X-Request-Id": f"scraper-{path}"})
+            assert (refused.status, refused.code) == (403, "metrics_only")
+    assert not [id_ for id_ in site.seen(by_way_of=locked, key=KEY) if id_.startswith("scraper")]
+
+
+def test_a_weak_key_is_none_even_if_the_file_has_it(locked: Door) -> None:
+    assert locked.ask("GET", "/v1/models", key="short").code == "invalid_api_key"
+    assert locked.ask("GET", "/v1/models", headers={"X-Api-Key": "short"}).code == "invalid_api_key"
+
+
+def test_every_refusal_for_want_of_a_key_reads_the_same(locked: Door) -> None:
+    """Nobody learns how near a guess came."""
+    refused = {locked.ask("GET", "/v1/models", key=key).body for key in (None, "", "short", KEY[:-1], f"{KEY}x", "sk-another-4f1d0c")}
+    assert len(refused) == 1
 
 
 def test_health_is_answered_without_a_key(locked: Door) -> None:
@@ -235,11 +269,19 @@ def test_a_body_in_chunks_is_served_and_what_comes_behind_it_is_checked(site: Si
     assert "smuggled" not in seen
 
 
-def test_a_body_in_chunks_that_nobody_can_bound_is_refused(site: Site, unlocked: Door) -> None:
-    body = json.dumps(completion("word " * 20_000)).encode()
-    assert parse(unlocked.exchange(chunked(body, headers="X-Request-Id: endless\r\n"))).code == "request_too_large"
-    assert parse(unlocked.exchange(chunked(body, headers=f"X-Request-Id: endless\r\nX-Filler: {'y' * 14_000}\r\n"))).code == "request_too_large"
-    assert "endless" not in site.seen(by_way_of=unlocked)
+@pytest.mark.parametrize("mib", [1, 3])
+def test_a_body_without_a_length_is_served_up_to_the_limit_and_not_beyond(site: Site, mib: int) -> None:
+    door = ready(site.open(environment={"GATEWAY_MAX_BODY_MIB": str(mib)}))
+    for over in (False, True):
+        words = "y" * (mib * 2**20 - len(json.dumps(completion(""))) + over)
+        id_ = f"{mib}-{over}"
+        answer = parse(door.exchange(chunked(json.dumps(completion(words)).encode(), headers=f"Connection: close\r\nX-Request-Id: {id_}\r\n")))
+        assert answer.status == (413 if over else 200)
+        assert over == (id_ not in site.seen(by_way_of=door))
+        with_length = door.ask("POST", "/v1/completions", json_body=completion(words))
+        assert with_length.status == answer.status
+        if over:
+            assert (answer.code, answer.body) == (with_length.code, with_length.body)
 
 
 def test_http2_needs_no_content_length(site: Site, pem: Path) -> None:
@@ -312,6 +354,99 @@ def test_a_sane_request_id_is_kept_and_any_other_replaced(site: Site, unlocked: 
 
 def test_the_engine_does_not_name_its_software(unlocked: Door) -> None:
     assert "server" not in unlocked.ask("GET", "/v1/models").headers
+
+
+# --- browsers
+
+ORIGIN = "https://chat.example"
+PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os"}
+
+
+@pytest.fixture(scope="module")
+def browsed(site: Site) -> Door:
+    return ready(site.open(keys=KEY, environment={"GATEWAY_ALLOWED_ORIGINS": f"http://localhost:3000 {ORIGIN}"}))
+
+
+def test_pages_of_a_listed_origin_may_ask_and_read(browsed: Door) -> None:
+    allowed = browsed.ask("OPTIONS", "/v1/chat/completions", headers={"Origin": ORIGIN, **PREFLIGHT})  # a browser sends no key with it
+    assert allowed.status == 204
+    assert allowed.headers["access-control-allow-origin"] == ORIGIN
+    assert allowed.headers["access-control-allow-headers"] == PREFLIGHT["Access-Control-Request-Headers"]
+    assert "POST" in allowed.headers["access-control-allow-methods"]
+    for key, status in ((KEY, 200), ("wrong", 401)):  # a page must be able to read why it was refused, too
+        reply = browsed.ask("GET", "/v1/models", key=key, headers={"Origin": ORIGIN})
+        assert (reply.status, reply.headers["access-control-allow-origin"], reply.headers["vary"]) == (status, ORIGIN, "Origin")
+
+
+def test_pages_of_no_other_origin_may(browsed: Door) -> None:
+    for origin in ("https://chat.example.evil", "https://chat.exampl", "http://chat.example", "null", "*", f"{ORIGIN} http://localhost:3000"):
+        assert browsed.ask("OPTIONS", "/v1/chat/completions", headers={"Origin": origin, **PREFLIGHT}).status == 404
+        assert "access-control-allow-origin" not in browsed.ask("GET", "/v1/models", key=KEY, headers={"Origin": origin}).headers
+
+
+def test_without_origins_no_page_may_whatever_the_engine_says(unlocked: Door) -> None:
+    assert unlocked.ask("OPTIONS", "/v1/chat/completions", headers={"Origin": ORIGIN, **PREFLIGHT}).status == 404
+    assert "access-control-allow-origin" not in unlocked.ask("GET", "/v1/models", headers={"Origin": ORIGIN}).headers  # the fake allows all
+
+
+def test_an_asterisk_lets_every_page_in(site: Site) -> None:
+    door = ready(site.open(environment={"GATEWAY_ALLOWED_ORIGINS": "*"}))
+    assert door.ask("OPTIONS", "/v1/models", headers={"Origin": "https://any.example", **PREFLIGHT}).status == 204
+    assert door.ask("GET", "/v1/models", headers={"Origin": "https://any.example"}).headers["access-control-allow-origin"] == "https://any.example"
+    assert "access-control-allow-origin" not in door.ask("GET", "/v1/models").headers
+
+
+# --- who may take how much
+
+def test_one_key_has_no_more_requests_running_than_its_share_and_others_are_served(own: Site) -> None:
+    own.start_engine()
+    door = ready(own.open(keys=f"{KEY} alice\nsk-second-4f1d0c bob\n", environment={"GATEWAY_MAX_RUNNING": "2"}))
+    with ExitStack() as connections:
+        for _ in range(2):
+            asked = request("POST", "/v1/completions", key=KEY, json_body=completion(stream=True, pause_s=30))
+            first_of(connections.enter_context(door.send(asked)), b"200 OK")
+        refused = door.ask("POST", "/v1/completions", key=KEY, json_body=completion())
+        assert (refused.status, refused.code) == (429, "rate_limit_exceeded")
+        assert int(refused.headers["retry-after"]) > 0
+        assert door.ask("GET", "/v1/models", key=KEY).status == 200  # costs nothing
+        assert door.ask("POST", "/v1/completions", key="sk-second-4f1d0c", json_body=completion()).status == 200
+    wait_until(lambda: door.ask("POST", "/v1/completions", key=KEY, json_body=completion()).status == 200, deadline_s=20,
+               what="the share is free again")
+
+
+def test_one_key_makes_no_more_requests_within_a_minute_than_its_rate(site: Site) -> None:
+    door = ready(site.open(keys=f"{KEY} alice\nsk-second-4f1d0c bob\n", environment={"GATEWAY_MAX_PER_MINUTE": "3"}))
+    asked = [door.ask("POST", "/v1/completions", key=KEY, json_body=completion()).status for _ in range(5)]
+    assert asked == [200, 200, 200, 429, 429]
+    assert door.ask("POST", "/v1/completions", key="sk-second-4f1d0c", json_body=completion()).status == 200
+
+
+def test_without_keys_a_limit_holds_for_each_source(site: Site) -> None:
+    door = ready(site.open(environment={"GATEWAY_MAX_PER_MINUTE": "1"}))
+    assert [door.ask("POST", "/v1/completions", json_body=completion()).status for _ in range(2)] == [200, 429]
+
+
+def test_one_request_asks_for_no_more_answers_than_the_bound(site: Site, unlocked: Door) -> None:
+    chat = {"model": "fake", "messages": [{"role": "user", "content": "hello"}]}
+    for path, body in (("/v1/completions", completion() | {"n": 16_000, "max_tokens": 100}), ("/v1/completions", completion() | {"n": 200_000}),
+                       ("/v1/chat/completions", chat | {"max_completion_tokens": 100, "n": 16_000})):
+        refused = unlocked.ask("POST", path, headers={"X-Request-Id": "greedy"}, json_body=body)
+        assert (refused.status, refused.code) == (400, "too_many_tokens")
+    assert "greedy" not in site.seen(by_way_of=unlocked)
+    assert unlocked.ask("POST", "/v1/completions", json_body=completion() | {"n": 16, "max_tokens": 100}).status == 200
+
+
+def test_half_open_connections_of_one_source_leave_room_for_the_others(own: Site) -> None:
+    """Without the limit the 1024 places of the gateway would be taken, and who comes would wait until their time is over."""
+    own.start_engine()
+    door = ready(own.open(keys=KEY))
+    code = f"import urllib.request; urllib.request.urlopen('http://{address(door.name)}:8005/health', timeout=8)"
+    with ExitStack() as connections:
+        for _ in range(1040):
+            with suppress(ConnectionError):  # beyond its share
+                connections.enter_context(door.send(b"POST /v1/completions HTTP/1.1\r\n"))
+        elsewhere = subprocess.run(["docker", "exec", own.upstream, "python3", "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert elsewhere.returncode == 0, elsewhere.stderr
 
 
 # --- TLS
@@ -506,7 +641,7 @@ def test_without_an_engine_the_answer_says_so_and_when_to_come_back(own: Site) -
     assert door.ask("GET", "/health").code == "engine_unavailable"
     # Neither the list nor the keys depend on the engine.
     assert door.ask("GET", "/v1/models").code == "invalid_api_key"
-    assert door.ask("POST", "/tokenize", key=KEY).code == "unknown_url"
+    assert door.ask("POST", "/invocations", key=KEY).code == "unknown_url"
 
 
 def address(container: str) -> str:
@@ -584,10 +719,96 @@ def test_a_full_engine_tells_clients_when_to_come_back(unlocked: Door) -> None:
     assert "retry-after" not in unlocked.ask("POST", "/v1/completions", json_body=completion(status=500)).headers
 
 
+def test_errors_of_the_engines_framework_are_put_in_form(unlocked: Door) -> None:
+    """A route that this kind of model lacks, and a fault that the engine itself did not expect."""
+    for path, raw, status, code in (("/v1/embeddings", [404, "application/json", '{"detail":"Not Found"}'], 404, "not_of_this_model"),
+                                    ("/v1/completions", [500, "text/plain", "Internal Server Error"], 500, "engine_failed")):
+        reply = unlocked.ask("POST", path, json_body={"model": "fake", "fake": {"raw": raw}})
+        assert (reply.status, reply.code) == (status, code)
+    own = '{"error": {"message": "The model `x` does not exist.", "type": "NotFoundError", "param": "model", "code": 404}}'
+    assert unlocked.ask("POST", "/v1/completions", json_body={"fake": {"raw": [404, "application/json", own]}}).body == own.encode()
+
+
+def test_anthropics_clients_get_errors_in_their_form(locked: Door) -> None:
+    wrong = {"error": {"message": 'a "field" is missing', "type": "BadRequestError", "param": None, "code": 400}}
+    for reply, type_ in ((locked.ask("POST", "/v1/messages", headers={"X-Api-Key": "wrong"}), "authentication_error"),
+                         (locked.ask("POST", "/v1/messages/none", key=KEY), "not_found_error"),
+                         (locked.ask("POST", "/v1/messages", key=KEY, headers={"Content-Length": str(2**30)}), "request_too_large"),
+                         (locked.ask("POST", "/v1/messages", key=KEY, json_body={"fake": {"raw": [400, "application/json", json.dumps(wrong)]}}),
+                          "invalid_request_error")):
+        said = json.loads(reply.body)
+        assert (said["type"], said["error"]["type"]) == ("error", type_)
+        assert said["error"]["message"]
+    assert said["error"]["message"] == 'a "field" is missing'
+
+
+# --- replicas
+
+CHAT = {"model": "fake", "max_tokens": 1}
+LONG = "word " * 20_000
+CONVERSATIONS: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "a chat": ("/v1/chat/completions", [CHAT | {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "{who}"}, *more]}
+                                        for more in ([], [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}])]),
+    "a chat without a system prompt": ("/v1/chat/completions", [CHAT | {"messages": [{"role": "user", "content": "{who}"}, *more]} for more in (
+        [], [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}])]),
+    "content in parts": ("/v1/chat/completions", [CHAT | {"messages": [{"role": "user", "content": [{"type": "text", "text": "{who}"}]}, *more]}
+                                                  for more in ([], [{"role": "assistant", "content": "a"}])]),
+    "messages": ("/v1/messages", [CHAT | {"system": "be brief", "messages": [{"role": "user", "content": "{who}"}, *more]}
+                                  for more in ([], [{"role": "assistant", "content": "a"}])]),
+    "responses": ("/v1/responses", [{"model": "fake", "instructions": "be brief", "input": [{"role": "user", "content": "{who}"}, *more]}
+                                    for more in ([], [{"role": "assistant", "content": "a"}])]),
+    "a chat longer than a buffer": ("/v1/chat/completions", [CHAT | {"messages": [{"role": "user", "content": "{who}"}, *more]}
+                                                             for more in ([], [{"role": "assistant", "content": LONG}])]),
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Door]]:
+    """Two engines behind one gateway."""
+    shared = Site(folder=tmp_path_factory.mktemp("pair"))
+    try:
+        shared.start_engine()
+        shared.start_engine(service="engine-2")
+        door = ready(shared.open())
+        wait_until(lambda: operational(door, "engine-2"), deadline_s=30, what="the gateway sees the replica")
+        yield shared, door
+    finally:
+        shared.close()
+
+
+def served_by(door: Door, ids: Sequence[str]) -> list[str]:
+    """Which engine each request went to."""
+    def known() -> dict[str, str]:
+        return {record["id"]: record["server"] for record in door.records()}
+    wait_until(lambda: set(ids) <= set(known()), deadline_s=20, what="the requests are in the log")
+    return [known()[id_] for id_ in ids]
+
+
+@pytest.mark.parametrize("kind", CONVERSATIONS)
+def test_the_turns_of_a_conversation_go_to_one_engine_and_conversations_to_both(pair: tuple[Site, Door], kind: str) -> None:
+    path, turns = CONVERSATIONS[kind]
+    homes: list[str] = []
+    for who in range(8):
+        ids = [f"{kind.replace(' ', '_')}-{who}-{turn}" for turn in range(len(turns) + 1)]
+        for id_, body in zip(ids, [*turns, turns[-1]], strict=True):
+            pair[1].ask("POST", path, headers={"X-Request-Id": id_}, json_body=json.loads(json.dumps(body).replace("{who}", f"I am {who} of {kind}")))
+        engines = set(served_by(pair[1], ids))
+        assert len(engines) == 1, engines
+        homes += engines
+    assert set(homes) == {"engine", "engine-2"}
+
+
+def test_a_session_that_the_client_names_stays_at_one_engine(pair: tuple[Site, Door]) -> None:
+    ids = [f"session-{turn}" for turn in range(6)]
+    for id_ in ids:
+        pair[1].ask("POST", "/v1/completions", headers={"X-Request-Id": id_, "X-Session-Id": "mine"}, json_body=completion(id_))
+    assert len(set(served_by(pair[1], ids))) == 1
+
+
 # --- the container itself
 
 def test_the_log_has_one_record_per_request_and_no_secret_prompt_or_query(site: Site) -> None:
-    door = ready(site.open(keys=KEY))
+    door = ready(site.open(keys=f"{KEY} alice\n"))
     door.ask("POST", "/v1/completions", key=KEY, headers={"X-Request-Id": "logged-1", "X-Api-Key": KEY}, json_body=completion("canary-prompt"))
     door.ask("GET", "/v1/models?api_key=canary-query", headers={"X-Request-Id": "logged-2"}, key="canary-wrong-key")
     door.ask("GET", '/"},{"x":"\\', headers={"X-Request-Id": "logged-3"})
@@ -599,6 +820,7 @@ def test_the_log_has_one_record_per_request_and_no_secret_prompt_or_query(site: 
     assert first["bytes"] > 0
     assert first["total_ms"] >= first["wait_ms"] >= 0
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", first["time"])
+    assert first["key"] == "alice"
     assert (records["logged-2"]["path"], records["logged-2"]["status"]) == ("/v1/models", 401)
     assert records["logged-3"]["path"] == '/"},{"x":"\\'
     assert records["-"]["status"] == 400

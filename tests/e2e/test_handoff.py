@@ -64,7 +64,7 @@ def test_a_folder_moved_elsewhere_runs_with_docker_alone_and_then_with_receive(b
     handoff = project.script("handoff", *ON_CPU, "--out", str(tmp_path / "sent"), "--json")
     assert handoff.returncode == 0, handoff.stderr
     assert [image["id"] for image in json.loads(handoff.stdout)["images"]] == [
-        docker("image", "inspect", "--format", "{{.Id}}", name).strip() for name in ("vllm-bundle/gateway:2.6", "vllm-bundle/engine:cpu-0.32.0")]
+        docker("image", "inspect", "--format", "{{.Id}}", name).strip() for name in ("vllm-bundle/gateway:3.0", "vllm-bundle/engine:cpu-0.32.0")]
     home = tmp_path / "another host" / "received"
     home.parent.mkdir()
     (tmp_path / "sent").rename(home)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -493,6 +494,21 @@ def test_the_port_and_dockers_check_tell_the_verdict_and_no_proxy_stands_between
     wait_until(lambda: get(port)[0] == 200, deadline_s=10, what="it is ready again")
     one.watchdog.stop()
     assert get(port) == (503, "the engine is stopping\n")
+
+
+def test_who_asks_and_hangs_up_leaves_nothing_in_the_log(quick: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As HAProxy does, twice a second: it has its answer with the first bytes, and resets the connection."""
+    port = free_port()
+    one = Served(verdict=watch.Verdict(ready=True, text="well"))
+    one.start(watch.Budget(tmp_path / "ends.json", "a"), port)
+    wait_until(lambda: get(port)[0] == 200, deadline_s=10, what="it is ready")
+    for _ in range(50):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.sendall(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert get(port)[0] == 200
+    one.watchdog.stop()
+    assert capfd.readouterr().err == ""
 
 
 def test_dockers_check_says_when_nobody_watches() -> None:

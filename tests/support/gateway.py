@@ -13,7 +13,7 @@ from typing import Any
 
 from bundle import ROOT
 
-IMAGE = os.environ.get("IMAGE_GATEWAY", "vllm-bundle/gateway:2.6")
+IMAGE = os.environ.get("IMAGE_GATEWAY", "vllm-bundle/gateway:3.0")
 CONFIG = "/usr/local/etc/haproxy/haproxy.cfg"
 KEY = "sk-canary-4f1d0c"
 # As compose.yaml runs it; tests/contract/test_compose.py holds compose.yaml to that.

@@ -23,8 +23,9 @@ LAYOUT = {
     "TRITON_CACHE_DIR": "/cache/triton",
     "CUDA_CACHE_PATH": "/cache/cuda",
     "FLASHINFER_WORKSPACE_BASE": "/cache",
+    "HEALTH_PORT": "8001",
 }
-"""All that an engine image sets: where things lie. Whatever changes what the engine does belongs to an env file."""
+"""All that an engine image sets: where things lie, and where its watch tells. Whatever changes what the engine does belongs to an env file."""
 
 
 def inspected(image: str) -> dict[str, Any]:

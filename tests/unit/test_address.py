@@ -39,7 +39,7 @@ class _Seen(http.server.BaseHTTPRequestHandler):
 
 def test_the_curl_line_takes_the_first_key_and_shows_it_to_nobody(tmp_path: Path) -> None:
     keys = tmp_path / "the keys"
-    keys.write_text("# made by hand\n\nsk-canary-1\nsk-canary-2\n")
+    keys.write_text("# made by hand\n\nsk-canary-0 scraper metrics-only\nsk-canary-1 alice\nsk-canary-2\n")
     recorder = tmp_path / "curl"  # a `curl` that notes its arguments, as `ps` would show them
     recorder.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{tmp_path}/arguments\nPATH="${{PATH#*:}}" exec curl "$@"\n')
     recorder.chmod(0o755)

@@ -500,7 +500,7 @@ def secret(folder: Path, content: bytes, mode: int = 0o644) -> Path:
 
 def test_a_good_key_file_is_ok_and_no_key_is_shown(fake: FakeHost) -> None:
     fake.docker()
-    path = secret(fake.root, b"# who has which key: see the vault\nsk-canary-1\nsk-canary-2\n")
+    path = secret(fake.root, b"# who has which key\nsk-canary-1-4f1d0c\nsk-canary-2-4f1d0c bob\nsk-canary-3-4f1d0c prometheus metrics-only\n")
     found = look(fake, replace(NEEDS, api_keys=path))["api keys"]
     assert found.state == "ok"
     assert "canary" not in str(found)
@@ -510,9 +510,15 @@ def test_a_good_key_file_is_ok_and_no_key_is_shown(fake: FakeHost) -> None:
     (b"", 0o644, "holds no key: the gateway would refuse everyone"),
     (b"\n# only a comment\n\n", 0o644, "holds no key"),
     (b"sk-canary\r\n", 0o644, "Windows line ends"),
-    (b"sk-good\nsk canary two words\n", 0o644, "secret:2: a key is one word"),
-    (b"sk-canary\xc3\xa9\n", 0o644, "secret:1: a key is one word of ASCII"),
-    (b"sk-canary\n", 0o600, "not readable by the gateway's user 2001"),
+    (b"sk-good-4f1d0c-4f1d0c\nsk canary two words\n", 0o644, "secret:2: this key has 2 characters; less than 16 can be guessed"),
+    (b"sk-canary-4f1d0c\xc3\xa9\n", 0o644, "secret:1: a key is one word of ASCII"),
+    (b" sk-canary-4f1d0c\n", 0o644, "secret:1: a key is one word of ASCII characters, at the start of its line"),
+    (b"sk-canary-4f1d0c a b\n", 0o644, "secret:1: behind the key stands its name, one word, and then at most metrics-only"),
+    (b"sk-canary-4f1d0c metrics-only\n", 0o644, "secret:1: metrics-only is no name"),
+    (b"sk-canary-4f1d0c a/b\n", 0o644, "secret:1: 'a/b' is no name"),
+    (b"sk-canary-4f1d0c a\nsk-canary-4f1d0c b\n", 0o644, "secret:2: this key stands in the file twice"),
+    (b"sk-canary-4f1d0c a\nsk-canary-4f1d0d a\n", 0o644, "secret:2: there is a key of the name a already"),
+    (b"sk-canary-4f1d0c\n", 0o600, "not readable by the gateway's user 2001"),
 ])
 def test_a_bad_key_file_fails_without_showing_a_key(fake: FakeHost, content: bytes, mode: int, text: str) -> None:
     fake.docker()

@@ -118,8 +118,10 @@ def test_flags_follow_the_model_in_the_order_of_the_files(root: Path) -> None:
 
 def test_the_engine_gets_its_environment_and_nothing_of_the_bundle(root: Path) -> None:
     found = load(root, "cpu", "OMP_NUM_THREADS=2", "HF_HUB_OFFLINE=1")
-    assert dict(found.environment) == {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2",
-                                       "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+    assert dict(found.environment) == {
+        "VLLM_MAX_N_SEQUENCES": "128", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1",
+        "HF_HUB_OFFLINE": "1"}
 
 
 def test_a_refused_secret_is_in_nothing_that_is_shown(root: Path) -> None:
@@ -256,7 +258,7 @@ def test_a_flattened_file_may_be_overlaid_but_not_with_another_profile(root: Pat
 def test_the_properties_are_typed(root: Path) -> None:
     found = load(root, "cpu", "GATEWAY_PORT=0", "HOST_PROJECT=p1")
     assert (found.project, found.image_target, found.gateway_bind, found.gateway_port) == ("p1", "cpu", "127.0.0.1", 0)
-    assert (found.image_engine, found.image_gateway) == ("vllm-bundle/engine:cpu-0.32.0", "vllm-bundle/gateway:2.6")
+    assert (found.image_engine, found.image_gateway) == ("vllm-bundle/engine:cpu-0.32.0", "vllm-bundle/gateway:3.0")
     assert found.ready_timeout_s == 600.0
 
 

@@ -13,12 +13,13 @@ _SIZE = re.compile(r"\d+(\.\d+)?[bkmgBKMG]")
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]*(@sha256:[0-9a-f]{64})?")
 _GPUS = re.compile(r"[\w./:=-]+(,[\w./:=-]+)*", re.ASCII)
 _PROJECT = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_ORIGINS = re.compile(r"\*|https?://[\w.:\[\]-]+( https?://[\w.:\[\]-]+)*", re.ASCII)
 _SIZES = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostKey:
-    """One key of the bundle. `kind` is int, size, gpus, address, image, project or text; empty is allowed unless `required`."""
+    """One key of the bundle. `kind` is int, size, gpus, address, image, project, origins or text; empty is allowed unless `required`."""
 
     kind: str = "text"
     required: bool = False
@@ -42,6 +43,7 @@ class HostKey:
             return f"{value!r} is not an IP address. 127.0.0.1 serves this host only, 0.0.0.0 every network."
         pattern, example = {"gpus": (_GPUS, "a list of GPUs, by index or UUID: 0,1"),
                             "size": (_SIZE, "a number and a unit (b, k, m, g): 8g"), "image": (_IMAGE, "an image name: name:tag"),
+                            "origins": (_ORIGINS, "a list of origins with blanks between them, or *: https://chat.example http://localhost:3000"),
                             "project": (_PROJECT, "a project name: lower-case letters, digits, - and _")}.get(self.kind, (None, ""))
         return f"{value!r} is not {example}." if pattern and not pattern.fullmatch(value) else ""
 
@@ -78,6 +80,12 @@ HOST_KEYS: dict[str, HostKey] = {
     "GATEWAY_API_KEYS_FILE": _FILE,
     "GATEWAY_TLS_CERT_FILE": _FILE,
     "GATEWAY_TIMEOUT_S": _int(1, 86_400),
+    "GATEWAY_MAX_BODY_MIB": _int(1, 1024),
+    "GATEWAY_MAX_TOKENS": _int(1, 2**31),
+    "GATEWAY_MAX_RUNNING": _int(0, 1024),
+    "GATEWAY_MAX_PER_MINUTE": _int(0, 1_000_000),
+    "GATEWAY_MAX_CONNECTIONS": _int(1, 1024),
+    "GATEWAY_ALLOWED_ORIGINS": HostKey(kind="origins"),
     "IMAGE_TARGET": HostKey(required=True, choices=TARGETS),
     "IMAGE_ENGINE": _IMAGE_KEY,
     "IMAGE_GATEWAY": _IMAGE_KEY,

@@ -4,24 +4,24 @@ import ssl
 from pathlib import Path
 
 from bundle.base.files import readable_by
+from bundle.config import apikeys
 from bundle.models.folder import Fault
 
 _PARTS = {b"-----BEGIN CERTIFICATE-----": "certificate", b"PRIVATE KEY-----": "private key"}
 
 
 def key_faults(path: Path, *, uid: int) -> list[Fault]:
-    """What keeps the gateway, running as `uid`, from using `path` as its list of API keys: one per line."""
+    """What keeps the gateway, running as `uid`, from using `path` as its list of API keys (bundle.config.apikeys)."""
     found = _file_faults(path, uid)
     if found:
         return found
     text = path.read_bytes().decode(errors="replace")
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip() and not line.startswith("#")]
-    if not lines:
-        return [Fault(found=f"{path} holds no key: the gateway would refuse everyone", fix=f"openssl rand -hex 32 > {path}")]
     if "\r" in text:
         return [Fault(found=f"{path} has Windows line ends: they would be part of each key", fix=f"sed -i 's/\\r$//' {path}")]
-    bad = next((number for number, line in lines if len(line.split()) != 1 or line != line.strip() or not line.isascii()), 0)
-    return [Fault(found=f"{path}:{bad}: a key is one word of ASCII characters", fix="one key per line, no blanks")] if bad else []
+    keys, wrong = apikeys.read(text)
+    if not keys and not wrong:
+        return [Fault(found=f"{path} holds no key: the gateway would refuse everyone", fix="make keys ADD=name")]
+    return [Fault(found=f"{path}:{number}: {what}", fix=apikeys.FORM) for number, what in wrong]
 
 
 def certificate_faults(path: Path, *, uid: int) -> list[Fault]:

@@ -24,7 +24,7 @@ def provided(settings: Settings, images: Sequence[Shipped]) -> list[str]:
     else:
         needs.append(f"A network: the engine downloads `{settings.value('ENGINE_MODEL')}` itself (`HOST_ENGINE_OFFLINE` must be false).")
     if settings.api_keys_file:
-        needs.append(f"`GATEWAY_API_KEYS_FILE={settings.api_keys_file}`: API keys, one per line, readable by uid 2001. Secret: not in this handoff.")
+        needs.append(f"`GATEWAY_API_KEYS_FILE={settings.api_keys_file}`: API keys, for uid 2001 to read. Secret: not in this handoff.")
     if settings.tls_cert_file:
         needs.append(f"`GATEWAY_TLS_CERT_FILE={settings.tls_cert_file}`: PEM certificate and key, readable by uid 2001. Secret: not in this handoff.")
     if settings.gateway_bind not in _EVERY_HOST:

@@ -13,8 +13,8 @@ from bundle.service.deployment import Deployment
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (what to ask for instead of it)
 QUESTION = "Say in one sentence what the capital of France is."
-# The key goes to curl by a pipe: argument lists show in `ps`. The first line that is neither empty nor a comment is a key.
-_KEY_HEADER = "sed -n '/^[^#]/{s/^/Authorization: Bearer /p;q;}'"
+# The key goes to curl by a pipe: argument lists show in `ps`. The first line that is neither empty nor a comment starts with a key.
+_KEY_HEADER = "sed -n '/ metrics-only$/d;/^[^#]/{s/^\\([^ ]*\\).*/Authorization: Bearer \\1/p;q;}'"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -236,6 +236,12 @@ class Deployment:
         """Run a program in the container: exit code and stdout; None where it is gone or does not run."""
         return daemon.execute(container.id, argv)
 
+    def feed(self, container: Container, text: str, *argv: str) -> str | None:
+        """Run a program in the container with `text` as its stdin: its stdout; None where it fails. For what must not stand in arguments."""
+        done = shell.run(["docker", "exec", "--interactive", container.id, *argv], timeout_s=60, env=daemon.client_environment(), stdin=text,
+                         failure=None)
+        return done.stdout if done.returncode == 0 else None
+
     def image_id(self, name: str) -> str:
         """The id of an image on this host, "" where it is not there."""
         return daemon.image_id(name)

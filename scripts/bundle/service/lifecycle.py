@@ -15,7 +15,7 @@ from bundle.fit.estimation import Estimate
 from bundle.images import build
 from bundle.machine import ports, setup
 from bundle.models import first
-from bundle.service import address, kept, readiness, traffic
+from bundle.service import address, credentials, kept, readiness, traffic
 from bundle.service.deployment import ENGINE, GATEWAY, Container, Deployment, is_engine
 
 
@@ -40,9 +40,12 @@ def up(settings: Settings, deployment: Deployment | None = None, *, ensure_image
         settings = first.provided(settings)
         expected = _expected(settings, running=bool(deployment.containers()))
         changed = apply(deployment, deployment.texts(settings), recreate=roll)
+        if applied := credentials.apply(deployment):
+            console.note(f"✓ the running gateway knows: {applied}")
         if expected and changed and (line := assessment.compared(expected, _engine_log(deployment))):
             console.note(f"fit: {line}")
         there = address.published(deployment)
+        changed = changed or bool(applied)
     return {"base_url": there.base_url, "model": there.model, "curl": there.curl, "changed": changed}
 
 

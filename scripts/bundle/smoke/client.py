@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from requests.adapters import HTTPAdapter
 
 from bundle.base.errors import ConfigurationError, NotReadyError, PrerequisiteError
+from bundle.config.apikeys import METRICS_ONLY
 from bundle.service import address
 from bundle.service.deployment import Deployment
 
@@ -276,17 +277,17 @@ class _Adapter(HTTPAdapter):
 
 
 def first_key(file: Path) -> str:
-    """The first key of a key file: one per line, `#` starts a comment line. Raises ConfigurationError when there is none."""
+    """The first key of a key file that may ask for more than metrics. Raises ConfigurationError when there is none."""
     try:
-        lines = [line.strip() for line in file.read_text().splitlines()]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file}: cannot be read as a key file: {getattr(error, 'strerror', None) or 'not text'}") from error
-    keys = [line for line in lines if line and not line.startswith("#")]
+    keys = [line for line in lines if line and not line.startswith("#") and not line.endswith(METRICS_ONLY)]
     if not keys:
-        raise ConfigurationError(f"{file}: no key in it", fix="one key per line")
+        raise ConfigurationError(f"{file}: no key in it", fix="one per line, its name behind it")
     if not (keys[0].isascii() and keys[0].isprintable()):
-        raise ConfigurationError(f"{file}: the first key has a character that no HTTP header can carry", fix="one key per line, printable ASCII")
-    return keys[0]
+        raise ConfigurationError(f"{file}: the first key has a character that no HTTP header can carry", fix="one per line, printable ASCII")
+    return keys[0].split()[0]
 
 
 def _reason(error: Exception) -> str:

@@ -4,12 +4,10 @@ Most of these answer without the engine's own --api-key. The list that lets thro
 """
 
 _POST = (
-    # a completion by another name, or the engine's internals
-    "/invocations", "/ping", "/tokenize", "/detokenize", "/generative_scoring", "/pooling", "/classify", "/score", "/rerank", "/v2/rerank",
-    "/v2/embed", "/v1/chat/completions/batch", "/v1/chat/completions/render", "/v1/completions/render", "/v1/messages/render",
-    "/v1/responses/render", "/v1/chat/completions/derender", "/v1/completions/derender", "/inference/v1/generate", "/v1/systemone",
-    "/v1/decisions", "/cohere/v2/chat", "/cohere/v2/chat/render", "/v1/responses/resp_1/cancel", "/v1/audio/transcriptions",
-    "/v1/audio/translations",
+    # a completion by another name, any number of them at once, or the engine's internals
+    "/invocations", "/ping", "/generative_scoring", "/v1/chat/completions/batch", "/v1/chat/completions/render", "/v1/completions/render",
+    "/v1/messages/render", "/v1/responses/render", "/v1/chat/completions/derender", "/v1/completions/derender", "/inference/v1/generate",
+    "/v1/systemone", "/v1/decisions", "/cohere/v2/chat", "/cohere/v2/chat/render", "/v1/responses/resp_1/cancel",
     # these change the server
     "/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/scale_elastic_ep", "/is_scaling_elastic_ep", "/pause", "/resume", "/abort_requests",
     "/inference/v1/abort_requests", "/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/start_weight_update",
