@@ -1,6 +1,6 @@
 """Which profile a deployment uses: the one that was named, or the one for this host's hardware and the model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,8 +34,10 @@ class Choice:
     why: str
 
 
-def default_profile(starts: Starts, *, device: Device | None = None, root: Path = ROOT, host: Host | None = None) -> Choice:
-    """The profile for `device`, or for this host's GPU, by compute capability, by whether the model starts there, and by memory.
+def default_profile(starts: Starts, *, device: Device | None = None, named: Sequence[str] = (), count: int = 1, root: Path = ROOT,
+                    host: Host | None = None) -> Choice:
+    """The profile for `device`, or for the GPUs of this host that a deployment takes (`named` and `count` as in `gpu.taken`), by compute
+    capability, by whether the model starts there, and by memory.
 
     By all of the GPU's memory, not by what is free of it now: the choice must not change because the engine runs.
     """
@@ -46,7 +48,8 @@ def default_profile(starts: Starts, *, device: Device | None = None, root: Path 
             return Choice(profile=PREFERRED[0], why=f"/dev/nvidia0 is there, and its memory is not known ({nvidia.error})")
         if not nvidia.gpus:
             return Choice(profile="cpu", why=f"no NVIDIA GPU is visible (no /dev/nvidia0, and {nvidia.error})")
-        device = min((devices.device_of_card(card, root=root) for card in nvidia.gpus), key=lambda one: one.total)
+        cards = gpu.taken(nvidia.gpus, named, count) or nvidia.gpus  # what HOST_GPUS names in vain is an error of its own
+        device = min((devices.device_of_card(card, root=root) for card in cards), key=lambda one: one.total)
     device = devices.idle(device)
     major, minor = device.capability
     about = f"{device.name} (compute capability {major}.{minor}, {device.total / GIB:.1f} GiB)"
@@ -95,7 +98,9 @@ def load(wanted: Wanted, *, root: Path = ROOT, environ: Mapping[str, str] | None
     if wanted.profile or settings.names_its_profile(wanted.env_files, root=root):
         return loaded(wanted.profile or None)
     device = devices.find(wanted.gpu, root=root) if wanted.gpu else None
-    choice = default_profile(lambda name, on: assessment.starts(loaded(name), on), device=device, root=root, host=host)
+    first_choice = loaded(PREFERRED[0])
+    choice = default_profile(lambda name, on: assessment.starts(loaded(name), on), device=device, named=first_choice.gpus,
+                             count=first_choice.gpu_count, root=root, host=host)
     others = ", ".join(name for name in profiles.names(root) if name != choice.profile)
     console.note(f"profile {choice.profile}: {choice.why}; choose another with PROFILE=NAME (--profile NAME): {others}")
     return loaded(choice.profile, f"chosen for {wanted.gpu or 'this host'}")

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 from bundle import ROOT
@@ -113,6 +114,17 @@ class Settings:
     def replicas(self) -> int:
         """How many engines serve the model."""
         return int(self.value("HOST_REPLICAS"))
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs that HOST_GPUS names, by index or UUID; empty for the first ones."""
+        return tuple(filter(None, self.value("HOST_GPUS").split(",")))
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs all engines take together; a value that is wrong counts as one."""
+        values = {key: self.value(key) for key in ("HOST_REPLICAS", "HOST_GPU_COUNT")}
+        return prod(int(value) for key, value in values.items() if value and not HOST_KEYS[key].fault(value))
 
     @property
     def ready_timeout_s(self) -> float:
