@@ -616,13 +616,15 @@ def test_the_engines_own_default_share_of_gpu_memory_counts_where_none_is_set() 
 
 # Hosts of other kinds, by what they print
 
-ROOTLESS: dict[str, Any] = {"SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"], "CgroupVersion": "2",
-                            "CgroupDriver": "systemd", "DockerRootDir": "/home/ops/.local/share/docker", "ServerVersion": "28.5.1", "Runtimes": {"io.containerd.runc.v2": {}, **TOOLKIT}}
+ROOTLESS: dict[str, Any] = {
+    "SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"], "CgroupVersion": "2", "CgroupDriver": "systemd",
+    "DockerRootDir": "/home/ops/.local/share/docker", "ServerVersion": "28.5.1", "Runtimes": {"io.containerd.runc.v2": {}, **TOOLKIT}}
 FEDORA: dict[str, Any] = {"SecurityOptions": ["name=seccomp,profile=builtin", "name=selinux", "name=cgroupns"], "ServerVersion": "28.5.1"}
 # As Docker's client passes it on: it knows no field of Podman's own.
-PODMAN: dict[str, Any] = {"CgroupVersion": "2", "CgroupDriver": "systemd", "ServerVersion": "5.2.5", "Driver": "overlay", "MemTotal": 24 * 2**30,
-          "Runtimes": {"crun": {"path": "/usr/bin/crun"}}, "SecurityOptions": ["name=seccomp,profile=default", "name=rootless"], "MemoryLimit": True,
-          "DockerRootDir": "/home/ops/.local/share/containers/storage", "Architecture": "amd64"}
+PODMAN: dict[str, Any] = {
+    "CgroupVersion": "2", "CgroupDriver": "systemd", "ServerVersion": "5.2.5", "Driver": "overlay", "MemTotal": 24 * 2**30, "Architecture": "amd64",
+    "Runtimes": {"crun": {"path": "/usr/bin/crun"}}, "SecurityOptions": ["name=seccomp,profile=default", "name=rootless"], "MemoryLimit": True,
+    "DockerRootDir": "/home/ops/.local/share/containers/storage"}
 WSL = "6.6.87.2-microsoft-standard-WSL2\n"
 
 
