@@ -41,8 +41,8 @@ logs:  ## follow what the services print
 status:  ## one table of what runs
 	@$(PYTHON) scripts/status.py $(project) $(json)
 
-check:  ## the command line, environment and origin of every value, checked against the engine; no Docker needed
-	@$(PYTHON) scripts/check.py $(deployment) $(gpu) $(if $(FLATTEN),--flatten '$(FLATTEN)') $(json)
+check:  ## the command line, environment and origin of every value, checked against the engine; no Docker needed (but DEEP=1: asks the image)
+	@$(PYTHON) scripts/check.py $(deployment) $(gpu) $(if $(DEEP),--deep) $(if $(FLATTEN),--flatten '$(FLATTEN)') $(json)
 
 doctor:  ## can this host run it? read-only
 	@$(PYTHON) scripts/doctor.py $(deployment) $(gpu) $(json)
@@ -96,7 +96,7 @@ test: lint  ## everything that CI holds, against real Docker and real vLLM on th
 lint:  ## ruff, mypy --strict, import-linter, yamllint, shellcheck, hadolint
 	@$(PYTHON) scripts/bundle/venv.py requirements-dev.lock
 	@.venv/bin/python -m ruff check .
-	@.venv/bin/python -m mypy scripts healthchecks docker/engine tests
+	@.venv/bin/python -m mypy scripts healthchecks docker/engine docker/model tests
 	@PYTHONPATH=scripts .venv/bin/lint-imports --no-logo
 	@.venv/bin/python -m yamllint --strict .
 	@.venv/bin/shellcheck .ci/run docker/engine/*.sh docker/engine/proofs/*.sh

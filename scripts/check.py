@@ -1,10 +1,12 @@
-"""Show what a deployment would run, where each value came from, and what is wrong with it. Needs no Docker, changes nothing.
+"""Show what a deployment would run, where each value came from, and what is wrong with it. Needs no Docker (but --deep), changes nothing.
 
 usage: python scripts/check.py [--profile NAME] [--env-file FILE]... [--set KEY=VALUE]... [--project NAME] [--gpu NAME]
-                               [--json | --flatten [FILE]]
+                               [--deep] [--json | --flatten [FILE]]
 
 --gpu rtx-5090 refuses what cannot start on that GPU, with the arithmetic. Where MODEL_DIR is set, the model's fit is shown: on the GPU that is
 named, or on this host's as if nothing else ran there.
+
+--deep asks the engine in the image too: its own parser, and its configuration of the model, in a container without network and GPU (about 20 s).
 
 --flatten writes the whole deployment as one env file that stands alone:
     python scripts/check.py --profile cpu --flatten handoff.env && docker compose --env-file handoff.env up -d --wait
@@ -25,18 +27,26 @@ def main(argv: Sequence[str]) -> int:
     from bundle.base import console
     from bundle.choice import profile
     from bundle.fit import assessment
+    from bundle.images import engineconfig
     from bundle.service import preview
 
     parser = cli.parser(__doc__)
     cli.add_deployment(parser)
     cli.add_gpu(parser)
     cli.add_json(parser)
+    parser.add_argument("--deep", action="store_true", help="ask the engine in the image, without network and GPU")
     parser.add_argument("--flatten", metavar="FILE", nargs="?", const="-", help="write the flattened env file (no FILE: to stdout)")
     options = parser.parse_args(argv)
     chosen = profile.load(cli.deployment(options))
     fit = assessment.assess(chosen, options.gpu)
     if options.gpu:
         chosen = assessment.held_to(chosen, fit)
+    if options.deep and not chosen.errors:
+        with console.step(f"asking {chosen.image_engine}"):
+            answer = engineconfig.ask(chosen, fit.device)
+        chosen = engineconfig.held_to(chosen, answer)
+        if not answer.error:
+            console.note(f"the engine takes it: {answer.summary}")
     if options.json:
         console.emit_json(preview.as_json(chosen, fit))
         return 2 if chosen.errors else 0

@@ -23,8 +23,9 @@ def main(argv: Sequence[str]) -> int:
     from bundle.base import console
     from bundle.base.errors import ConfigurationError, PrerequisiteError
     from bundle.choice import profile
-    from bundle.fit import estimation, remedies, report
+    from bundle.fit import assessment, estimation, remedies, report
     from bundle.machine.devices import GIB
+    from bundle.models import folder
 
     parser = cli.parser(__doc__)
     parser.add_argument("model", metavar="MODEL_DIR", nargs="?", type=Path, help="folder with config.json (default: MODEL_DIR of the env files)")
@@ -38,9 +39,11 @@ def main(argv: Sequence[str]) -> int:
     if options.model:  # the profile is chosen by the model's fit, as `make check` does
         wanted = replace(wanted, sets=(*wanted.sets, f"MODEL_DIR={options.model.expanduser().absolute()}"))
     chosen = profile.load(wanted)
-    directory = options.model or chosen.model_dir
+    directory = options.model or assessment.model_folder(chosen)
     if not directory:
         raise ConfigurationError("no model to look at", fix="give its folder: python scripts/fit.py MODEL_DIR, or set MODEL_DIR in env/site.env")
+    if others := folder.misfits(directory.expanduser()):
+        raise PrerequisiteError(others[0].found, fix=others[0].fix)
     measured = None if options.overhead is None else round(options.overhead * GIB)
     found = estimation.estimate_deployment(chosen, directory.expanduser(), gpu=options.gpu, measured_overhead=measured)
     try:

@@ -5,13 +5,21 @@ import secrets
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from bundle.models import first
 from support.project import Project
 
 # What a shell runs in the background ignores SIGINT, and so would every script that a test starts and interrupts as an operator does.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def no_first_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What this process asks of the bundle does not depend on whether the first model lies in the store; the scripts that it starts see the store."""
+    monkeypatch.setattr(first, "STORE", tmp_path / "no-store")
 
 
 @pytest.fixture
@@ -26,7 +34,7 @@ def project(no_leftovers: None) -> Iterator[Project]:
 def served(no_leftovers: None) -> Iterator[Project]:
     """The bundle as `make up PROFILE=cpu` brings it up, shared by all tests that only ask it things."""
     own = Project(name=f"test-{os.getpid()}-served")
-    up = own.script("up", "--profile", "cpu", "--set", "GATEWAY_PORT=0", "--json", timeout_s=900)
+    up = own.up("--json")
     assert up.returncode == 0, up.stderr
     yield own
     own.remove()

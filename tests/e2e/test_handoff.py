@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from bundle.machine.daemon import client_environment
-from support.project import Project, wait_until
+from support.project import ON_CPU, Project, wait_until
 
 SELFTEST = "selftest"
 
@@ -61,7 +61,7 @@ def completion(url: str) -> int:
 
 
 def test_a_folder_moved_elsewhere_runs_with_docker_alone_and_then_with_receive(built: None, project: Project, tmp_path: Path) -> None:
-    handoff = project.script("handoff", "--profile", "cpu", "--set", "GATEWAY_PORT=0", "--out", str(tmp_path / "sent"), "--json")
+    handoff = project.script("handoff", *ON_CPU, "--out", str(tmp_path / "sent"), "--json")
     assert handoff.returncode == 0, handoff.stderr
     assert [image["id"] for image in json.loads(handoff.stdout)["images"]] == [
         docker("image", "inspect", "--format", "{{.Id}}", name).strip() for name in ("vllm-bundle/gateway:3.0", "vllm-bundle/engine:cpu-0.32.0")]
@@ -95,7 +95,7 @@ def test_a_folder_moved_elsewhere_runs_with_docker_alone_and_then_with_receive(b
 
 def test_images_travel_in_the_archive_and_are_loaded_where_they_are_missing(project: Project, tiny: Callable[[str], str], tmp_path: Path) -> None:
     engine, gateway = tiny("engine"), tiny("gateway")
-    names = ["--profile", "cpu", "--set", f"IMAGE_ENGINE={engine}", "--set", f"IMAGE_GATEWAY={gateway}"]
+    names = [*ON_CPU, "--set", f"IMAGE_ENGINE={engine}", "--set", f"IMAGE_GATEWAY={gateway}"]
     handoff = project.script("handoff", *names, "--with-images", "--out", str(tmp_path / "h.tar.gz"), "--json")
     assert handoff.returncode == 0, handoff.stderr
     sent = {image["name"]: image["id"] for image in json.loads(handoff.stdout)["images"]}
@@ -117,7 +117,7 @@ def test_images_travel_in_the_archive_and_are_loaded_where_they_are_missing(proj
 
 def test_images_that_are_missing_or_others_are_named_and_nothing_starts(project: Project, tiny: Callable[[str], str], tmp_path: Path) -> None:
     engine, gateway, other = tiny("engine"), tiny("gateway"), tiny("other")
-    names = ["--profile", "cpu", "--set", f"IMAGE_ENGINE={engine}", "--set", f"IMAGE_GATEWAY={gateway}"]
+    names = [*ON_CPU, "--set", f"IMAGE_ENGINE={engine}", "--set", f"IMAGE_GATEWAY={gateway}"]
     assert project.script("handoff", *names, "--out", str(tmp_path / "h")).returncode == 0
     docker("image", "rm", gateway)
     docker("tag", other, engine)

@@ -11,7 +11,7 @@ import requests
 
 from bundle import ROOT, STATE
 from support.load import streaming
-from support.project import Project, wait_until
+from support.project import ON_CPU, Project, wait_until
 
 SELFTEST = "selftest"
 
@@ -133,7 +133,7 @@ def test_after_interruptions_two_engines_come_up_and_a_roll_under_16_streams_int
     assert set(before) == {"gateway", "engine", "engine-2"}
     with streaming(project.url, SELFTEST, pause_s=2) as load:
         wait_until(lambda: load.seen["right"] >= 16, deadline_s=120, what="16 answers before the roll")
-        roll = project.script("roll", "--profile", "cpu", "--set", "GATEWAY_PORT=0", "--set", "HOST_REPLICAS=2", "--set", "HOST_ENGINE_MEMORY=5g")
+        roll = project.script("roll", *ON_CPU, "--set", "HOST_REPLICAS=2", "--set", "HOST_ENGINE_MEMORY=5g")
         assert roll.returncode == 0, roll.stderr
     assert set(load.seen) == {"right"}, load.seen
     after = project.containers()
@@ -179,7 +179,7 @@ def test_the_daemon_away_exits_3(project: Project, tmp_path: Path) -> None:
 def test_plain_compose_runs_a_handed_over_env_file(project: Project, tmp_path: Path) -> None:
     from bundle.machine.daemon import client_environment
     file = tmp_path / "handoff.env"
-    check = project.script("check", "--profile", "cpu", "--set", "GATEWAY_PORT=0", "--flatten", str(file))
+    check = project.script("check", *ON_CPU, "--flatten", str(file))
     assert check.returncode == 0, check.stderr
     up = subprocess.run(["docker", "compose", "--env-file", str(file), "up", "--detach", "--wait"], capture_output=True, text=True, check=False,
                         timeout=600, cwd=ROOT, env=client_environment())

@@ -22,7 +22,7 @@ from support.clients import Tally, in_form
 from support.deployed import KEY, Deployed
 from support.faultlog import record
 from support.gateway import docker
-from support.project import wait_until
+from support.project import ON_CPU, wait_until
 
 MALFORMED = 10_000
 HALF_OPEN = 1_000
@@ -181,7 +181,7 @@ def test_neither_a_key_nor_a_prompt_stands_anywhere(served: Deployed, tmp_path: 
     handed = served.project.deployment.env_file.read_text()
     keys = re.search(r"^GATEWAY_API_KEYS_FILE=(.+)$", handed, re.MULTILINE)
     assert keys
-    pack = subprocess.run(["python3", str(ROOT / "scripts" / "handoff.py"), "--profile", "cpu", "--set", f"GATEWAY_API_KEYS_FILE={keys[1]}",
+    pack = subprocess.run(["python3", str(ROOT / "scripts" / "handoff.py"), *ON_CPU, "--set", f"GATEWAY_API_KEYS_FILE={keys[1]}",
                            "--out", str(tmp_path / "pack")], capture_output=True, text=True, check=False, timeout=300, cwd=ROOT)
     assert pack.returncode == 0, pack.stderr
     assert KEY in Path(keys[1]).read_text(), "what is looked for is what is used"

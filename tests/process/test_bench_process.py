@@ -355,7 +355,7 @@ def test_a_gpu_profile_without_a_gpu_is_refused(pod: Pod, monkeypatch: pytest.Mo
 
 def test_a_gpu_with_less_free_than_the_control_asks_for_is_refused(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(pod.folder))
-    nvidia_smi(pod.folder, monkeypatch, "echo '0, NVIDIA Fake, 12.0, 32607, 8000, 580.95'")
+    nvidia_smi(pod.folder, monkeypatch, "echo '0, NVIDIA Fake, 12.0, 32607, 8000, 580.95, GPU-1'")
     wanted = settings.load("throughput", sets=[f"ENGINE_MODEL={pod.folder}", "ENGINE_GPU_MEMORY_UTILIZATION=0.9"], environ={})
     with pytest.raises(PrerequisiteError, match=r"ENGINE_GPU_MEMORY_UTILIZATION of the control: "):
         pod.runtime.prepare([wanted])
@@ -375,7 +375,7 @@ def test_the_probes_last_line_is_its_answer(pod: Pod, monkeypatch: pytest.Monkey
 
 
 def test_the_figures_name_what_they_come_from(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvidia_smi(pod.folder, monkeypatch, "echo '0, NVIDIA Fake, 12.0, 32768, 32000, 580.95'")
+    nvidia_smi(pod.folder, monkeypatch, "echo '0, NVIDIA Fake, 12.0, 32768, 32000, 580.95, GPU-1'")
     monkeypatch.setattr(runtimes, "PACKAGES", ("requests", "nosuch"))
     found = pod.runtime.provenance()
     assert found["runtime"] == "process"

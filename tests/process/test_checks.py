@@ -13,6 +13,7 @@ import pytest
 import smoke
 from bundle import cli
 from bundle.base.errors import ConfigurationError, NotReadyError, PrerequisiteError
+from bundle.models import first
 from bundle.service.deployment import Container, Deployment
 from bundle.smoke import expectations
 from bundle.smoke.client import Server, ServerError, first_key
@@ -102,6 +103,13 @@ def test_a_server_broken_in_one_way_fails_the_check_for_it_and_no_other(fake: Fa
     results = run(fake)
     assert states(results, "fail") == BREAKS[fault]
     assert all(r.expected and r.got for r in results if r.state == "fail")
+
+
+def test_the_first_model_must_know_the_capital_of_france(fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first, "NAME", "fake")
+    results = run(fake)
+    assert states(results, "fail") == {"chat"}
+    assert "Paris as the capital of France" in next(r.outcome for r in results if r.state == "fail")
 
 
 def test_every_check_can_fail_and_every_fault_is_tried() -> None:

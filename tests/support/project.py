@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bundle import ROOT, STATE
+from bundle.config.settings import SELFTEST_MODEL
 from bundle.service import kept
 from bundle.service.deployment import Container, Deployment
+
+ON_CPU = ("--profile", "cpu", "--set", f"ENGINE_MODEL={SELFTEST_MODEL}", "--set", "GATEWAY_PORT=0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +32,8 @@ class Project:
                               capture_output=True, text=True, check=False, timeout=timeout_s, env=env, cwd=ROOT)
 
     def up(self, *arguments: str, timeout_s: float = 900) -> subprocess.CompletedProcess[str]:
-        """`make up` on the CPU profile and an ephemeral port, with further options."""
-        return self.script("up", "--profile", "cpu", "--set", "GATEWAY_PORT=0", *arguments, timeout_s=timeout_s)
+        """`make up` on the CPU profile with the self-test model and an ephemeral port, with further options."""
+        return self.script("up", *ON_CPU, *arguments, timeout_s=timeout_s)
 
     def containers(self) -> dict[str, Container]:
         return self.deployment.containers()

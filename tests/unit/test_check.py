@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 from bundle import ROOT
+from bundle.config.settings import SELFTEST_MODEL
 from bundle.service import preview
 from support import modelfolder
 from support.bad_inputs import BAD
+
+NO_MODEL = ("--set", f"ENGINE_MODEL={SELFTEST_MODEL}")
+"""Whether the first model lies in this bundle's store or not."""
 
 
 def check(*arguments: str, environ: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -23,7 +27,7 @@ def check(*arguments: str, environ: dict[str, str] | None = None, cwd: Path = RO
 
 
 def test_json_has_exactly_these_keys() -> None:
-    done = check("--profile", "throughput", "--json", "--set", "ENGINE_GPU_MEMORY_UTILIZATION=0.99")
+    done = check("--profile", "throughput", "--json", "--set", "ENGINE_GPU_MEMORY_UTILIZATION=0.99", *NO_MODEL)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert sorted(answer) == ["argv", "environment", "fit", "origin", "problems", "profile"]
@@ -120,7 +124,7 @@ def test_a_word_with_blanks_stays_one_word() -> None:
 # On a GPU that is named
 
 def test_the_seeds_099_is_refused_on_a_5090_with_its_arithmetic() -> None:
-    done = check("--profile", "throughput", "--gpu", "rtx-5090", "--set", "ENGINE_GPU_MEMORY_UTILIZATION=0.99")
+    done = check("--profile", "throughput", "--gpu", "rtx-5090", "--set", "ENGINE_GPU_MEMORY_UTILIZATION=0.99", *NO_MODEL)
     assert (done.returncode, done.stdout) == (2, "")
     assert ("--set: ENGINE_GPU_MEMORY_UTILIZATION: on rtx-5090: 31.05 GiB are wanted of 31.36, and 30.86 are free at start: vLLM raises "
             '"Free memory on device … is less than desired GPU memory utilization". Use ENGINE_GPU_MEMORY_UTILIZATION=auto.') in done.stderr

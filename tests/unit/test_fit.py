@@ -293,12 +293,14 @@ def test_where_free_memory_is_not_known_it_is_said_to_be_assumed() -> None:
 @pytest.mark.parametrize(("rows", "total", "free"), [
     (["NVIDIA GeForce RTX 5090, 12.0, 32607, 32110"], 31.36, 30.86),
     (["NVIDIA GeForce RTX 5090, 12.0, 32607, 20480"], 31.36, 19.50),
-    (["NVIDIA GeForce RTX 5090, 12.0, 32607, 32110", "NVIDIA GeForce RTX 5090, 12.0, 32607, 10240"], 31.36, 9.50),
+    (["NVIDIA GeForce RTX 5090, 12.0, 32607, 10240", "NVIDIA GeForce RTX 5090, 12.0, 32607, 32110"], 31.36, 9.50),
+    (["NVIDIA GeForce RTX 5060 Ti, 12.0, 16311, 16000"], 15.45, 14.95),
+    (["NVIDIA GeForce RTX 5060 Ti, 12.0, 8151, 8000"], 7.84, 7.31),
     (["NVIDIA RTX 9999, 13.0, 65536, 65000"], 63.04, 62.54),
 ])
 def test_a_card_in_this_host_is_seen_as_the_engine_will_see_it(rows: list[str], total: float, free: float, tmp_path: Path) -> None:
     fake = FakeHost(tmp_path)
-    cards = "".join(f"{index}, {row}, 580.65.06\\n" for index, row in enumerate(rows))
+    cards = "".join(f"{index}, {row}, 580.65.06, GPU-{index}\\n" for index, row in enumerate(rows))
     fake.program("nvidia-smi", f"printf '{cards}'")
     found = find("", host=fake.host())
     assert (round(found.total / GIB, 2), round(found.free / GIB, 2)) == (total, free)

@@ -19,11 +19,13 @@ from bundle.config import settings
 from bundle.doctor.check import Check
 from bundle.doctor.host import Needs, examine
 from bundle.machine import ports
+from bundle.models import folder
+from support import modelfolder
 from support.fakehost import INFO, PLUGINS, FakeHost
 
 NEEDS = Needs(target="cpu", image="engine:1", project="mine", port=0, memory=8 * 2**30)
 GPU_NEEDS = replace(NEEDS, target="cuda", gpu_share=0.9)
-RTX_5090 = "0, NVIDIA GeForce RTX 5090, 12.0, 32607, 32100, 580.95.05\n"
+RTX_5090 = "0, NVIDIA GeForce RTX 5090, 12.0, 32607, 32100, 580.95.05, GPU-5f1c\n"
 TOOLKIT = {"nvidia": {"path": "nvidia-container-runtime"}}
 
 
@@ -416,7 +418,7 @@ def test_only_the_gpus_that_are_named_are_looked_at(fake: FakeHost) -> None:
 @pytest.mark.parametrize(("name", "capability", "state"), [("Tesla V100", "7.0", "fail"), ("NVIDIA H200", "9.0", "warn"),
                                                           ("RTX PRO 6000", "12.0", "ok")])
 def test_the_compute_capability_decides(fake: FakeHost, name: str, capability: str, state: str) -> None:
-    gpu_host(fake, f"0, {name}, {capability}, 80000, 79000, 580.95.05\n")
+    gpu_host(fake, f"0, {name}, {capability}, 80000, 79000, 580.95.05, GPU-5f1c\n")
     found = look(fake, GPU_NEEDS)["gpu"]
     assert found.state == state
     assert f"{name} ({capability})" in found.found
@@ -450,6 +452,23 @@ def test_auto_takes_what_there_is_and_fails_where_nothing_is(fake: FakeHost) -> 
     assert look(fake, replace(GPU_NEEDS, gpu_share=None))["gpu memory"].found.endswith("; auto takes 0.967")
     gpu_host(fake, RTX_5090.replace("32100", "1000"))
     assert look(fake, replace(GPU_NEEDS, gpu_share=None))["gpu memory"].state == "fail"
+
+
+def test_of_two_kinds_of_gpu_the_first_is_taken_and_the_other_is_named(fake: FakeHost) -> None:
+    gpu_host(fake, "0, NVIDIA GeForce RTX 3060, 8.6, 12288, 11900, 580.95.05, GPU-77aa\n" + RTX_5090.replace("0, NV", "1, NV"))
+    found = look(fake, GPU_NEEDS)
+    assert found["gpu"].state == "warn"
+    assert found["gpu memory"].found.endswith("on GPU 0")
+    gpu_host(fake, RTX_5090 + "1, NVIDIA GeForce RTX 3060, 8.6, 12288, 11900, 580.95.05, GPU-77aa\n")
+    found = look(fake, GPU_NEEDS)
+    assert found["gpu"].found == ("NVIDIA GeForce RTX 5090 (12.0) is GPU 0, and taken because it is the first; "
+                                  "GPU 1 is a NVIDIA GeForce RTX 3060 (8.6)")
+    assert "HOST_GPUS=1 in env/site.env" in found["gpu"].fix
+    assert look(fake, replace(GPU_NEEDS, chosen=("0",)))["gpu"].state == "ok"
+    for named in ("1", "GPU-77aa"):
+        found = look(fake, replace(GPU_NEEDS, chosen=(named,)))
+        assert found["gpu"].found == "NVIDIA GeForce RTX 3060 (8.6)"
+        assert found["gpu memory"].found.endswith("on GPU 1")
 
 
 def test_without_nvidias_runtime_containers_get_no_gpu(fake: FakeHost) -> None:
@@ -593,3 +612,120 @@ def test_the_engines_own_default_share_of_gpu_memory_counts_where_none_is_set() 
     assert Needs.from_settings(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_GPU_MEMORY_UTILIZATION=0.5"], environ={})).gpu_share == 0.5
     assert Needs.from_settings(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_GPU_MEMORY_UTILIZATION=auto"], environ={})).gpu_share is None
     assert Needs.from_settings(settings.load("cpu", sets=["IMAGE_TARGET=cuda", "ENGINE_KV_CACHE_MEMORY_BYTES=4G"], environ={})).gpu_share == 0
+
+
+# Hosts of other kinds, by what they print
+
+ROOTLESS: dict[str, Any] = {
+    "SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"], "CgroupVersion": "2", "CgroupDriver": "systemd",
+    "DockerRootDir": "/home/ops/.local/share/docker", "ServerVersion": "28.5.1", "Runtimes": {"io.containerd.runc.v2": {}, **TOOLKIT}}
+FEDORA: dict[str, Any] = {"SecurityOptions": ["name=seccomp,profile=builtin", "name=selinux", "name=cgroupns"], "ServerVersion": "28.5.1"}
+# As Docker's client passes it on: it knows no field of Podman's own.
+PODMAN: dict[str, Any] = {
+    "CgroupVersion": "2", "CgroupDriver": "systemd", "ServerVersion": "5.2.5", "Driver": "overlay", "MemTotal": 24 * 2**30, "Architecture": "amd64",
+    "Runtimes": {"crun": {"path": "/usr/bin/crun"}}, "SecurityOptions": ["name=seccomp,profile=default", "name=rootless"], "MemoryLimit": True,
+    "DockerRootDir": "/home/ops/.local/share/containers/storage"}
+WSL = "6.6.87.2-microsoft-standard-WSL2\n"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = modelfolder.folder(tmp_path / "m", {"architectures": ["X"]}, {"a": ("BF16", [8])})
+    (folder / "tokenizer.json").write_text("{}")
+    folder.chmod(0o755)
+    return folder
+
+
+def test_podmans_own_docker_command_is_named(fake: FakeHost) -> None:
+    fake.program("docker", """case "$1" in
+      --version) echo 'podman version 5.2.5' ;;
+      info) echo '{"host": {"arch": "amd64"}, "version": {"Version": "5.2.5"}}' ;;
+      *) echo 'Error: unknown flag: --context' >&2; exit 125 ;;
+    esac\n""")
+    found = look(fake, daemon=False)["docker client"]
+    assert (found.state, found.found) == ("fail", f"{fake.root}/bin/docker is not Docker's own client (podman version 5.2.5)")
+    assert "podman-docker" in found.fix
+
+
+def test_podmans_daemon_behind_dockers_client_is_named(fake: FakeHost) -> None:
+    fake.docker(info={**PODMAN, "ClientInfo": INFO["ClientInfo"]})
+    found = look(fake)["docker engine"]
+    assert (found.state, found.found) == ("fail", "Podman 5.2.5 answers at unix:///var/run/docker.sock")
+    assert "DOCKER_HOST" in found.fix
+
+
+@pytest.mark.parametrize("lacks", [{"MemoryLimit": False}, {"CgroupDriver": "none"}])
+def test_rootless_docker_without_delegation_cannot_limit_memory(lacks: dict[str, Any], fake: FakeHost) -> None:
+    fake.docker(info=info(**ROOTLESS))
+    assert look(fake)["docker engine"].state == "ok"
+    fake.docker(info=info(**{**ROOTLESS, **lacks}))
+    found = look(fake)["docker engine"]
+    assert found.state == "warn"
+    assert "Delegate=cpu cpuset io memory pids" in found.fix
+
+
+def test_rootless_docker_gives_gpus_only_where_nvidias_hook_leaves_the_cgroups_alone(fake: FakeHost) -> None:
+    gpu_host(fake, **ROOTLESS)
+    found = look(fake, GPU_NEEDS)["gpu in containers"]
+    assert (found.state, found.fix) == ("fail", "sudo nvidia-ctk config --set nvidia-container-cli.no-cgroups --in-place")
+    config = "[nvidia-container-cli]\nenvironment = []\n#no-cgroups = false\nload-kmods = true\n"  # as the package brings it
+    fake.file("/etc/nvidia-container-runtime/config.toml", config)
+    assert look(fake, GPU_NEEDS)["gpu in containers"].state == "fail"
+    fake.file("/etc/nvidia-container-runtime/config.toml", config.replace("#no-cgroups = false", "no-cgroups = true"))
+    assert look(fake, GPU_NEEDS)["gpu in containers"].state == "ok"
+
+
+@pytest.mark.parametrize(("label", "state"), [("unconfined_u:object_r:user_home_t:s0", "fail"), ("system_u:object_r:default_t:s0", "fail"),
+                                              ("system_u:object_r:container_file_t:s0", "ok"), ("system_u:object_r:svirt_sandbox_file_t:s0", "ok")])
+def test_under_selinux_what_is_mounted_needs_a_label(label: str, state: str, model: Path, fake: FakeHost) -> None:
+    fake.docker(info=info(**FEDORA))
+    fake.file("/sys/fs/selinux/enforce", "1")
+    fake.program("ls", f"echo '{label} {model}'")
+    found = look(fake, replace(NEEDS, model_dir=model))["selinux"]
+    assert found.state == state
+    if state == "fail":
+        assert found.found == f"enforcing, and containers may not read {model} ({label})"
+        assert found.fix == f"chcon -R -t container_file_t {model} (semanage fcontext makes it last)"
+
+
+def test_under_selinux_the_first_models_folder_is_looked_at_too(fake: FakeHost) -> None:
+    fake.docker(info=info(**FEDORA))
+    fake.file("/sys/fs/selinux/enforce", "1")
+    fake.program("ls", "echo 'ls: cannot access' >&2; exit 2")
+    found = look(fake)["selinux"]
+    assert found.state == "fail"
+    assert found.fix.startswith("mkdir -p ")
+
+
+@pytest.mark.parametrize(("enforce", "options"), [("0", FEDORA["SecurityOptions"]), ("1", ["name=seccomp,profile=builtin"]), ("", [])])
+def test_selinux_that_does_not_confine_containers_is_no_matter(enforce: str, options: list[str], model: Path, fake: FakeHost) -> None:
+    fake.docker(info=info(SecurityOptions=options))
+    fake.file("/sys/fs/selinux/enforce", enforce)
+    assert "selinux" not in look(fake, replace(NEEDS, model_dir=model))
+
+
+def test_in_wsl_the_driver_is_windows_own(fake: FakeHost) -> None:
+    fake.file("/proc/sys/kernel/osrelease", WSL)
+    gpu_host(fake, RTX_5090.replace("580.95.05", "572.83"))
+    found = look(fake, GPU_NEEDS)["gpu driver"]
+    assert found.state == "fail"
+    assert found.fix.startswith("install or update NVIDIA's driver in Windows")
+    (fake.root / "bin" / "nvidia-smi").unlink()
+    assert "in Windows" in look(fake, GPU_NEEDS)["gpu driver"].fix
+
+
+def test_in_wsl_too_little_memory_may_be_windows_share(fake: FakeHost) -> None:
+    fake.docker(info=info(MemTotal=6 * 2**30))
+    assert ".wslconfig" not in look(fake)["memory"].fix
+    fake.file("/proc/sys/kernel/osrelease", WSL)
+    assert ".wslconfig" in look(fake)["memory"].fix
+
+
+def test_in_wsl_a_model_on_windows_disk_is_warned_of(monkeypatch: pytest.MonkeyPatch, fake: FakeHost) -> None:
+    fake.docker()
+    monkeypatch.setattr(folder, "faults", lambda *_of, **_more: [])
+    needs = replace(NEEDS, model_dir=Path("/mnt/c/Users/ops/models/Qwen3-8B"))
+    assert look(fake, needs)["model"].state == "ok"
+    fake.file("/proc/sys/kernel/osrelease", WSL)
+    found = look(fake, needs)["model"]
+    assert (found.state, found.fix) == ("warn", "copy it to a folder of Linux's own (~/models)")

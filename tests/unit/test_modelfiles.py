@@ -1,6 +1,7 @@
 """What keeps an engine from loading a model directory is found, and named by its file."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -202,3 +203,118 @@ def test_several_faults_are_told_at_once(model: Path) -> None:
     (model / "config.json").chmod(0o600)
     (model / "model-00001-of-00002.safetensors").unlink()
     assert len(found(model)) == 3
+
+
+# --- other things than one model
+
+def only(model: Path, *names: str) -> Path:
+    """`model` with these files in place of its weights."""
+    for file in model.glob("*.safetensors*"):
+        file.unlink()
+    for name in names:
+        (model / name).parent.mkdir(exist_ok=True)
+        (model / name).write_text("{}")
+        (model / name).chmod(0o644)
+    return model
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_gguf_alone_is_refused_with_what_to_fetch(model: Path, configured: bool) -> None:
+    only(model, "model.Q4_K_M.gguf")
+    if not configured:
+        (model / "config.json").unlink()
+    (fault,) = faults(model, uid=UID)
+    assert fault.found == f"{model} holds GGUF (model.Q4_K_M.gguf), which is llama.cpp's format: this engine has no loader for it"
+    assert "the repository with the *.safetensors" in fault.fix
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "consolidated.00.pth", "model.pt"])
+def test_pickles_alone_are_refused(model: Path, name: str) -> None:
+    (fault,) = faults(only(model, name), uid=UID)
+    assert f"pickles alone ({name})" in fault.found
+    assert "REVISION=" in fault.fix
+
+
+def test_pickles_or_gguf_beside_the_model_are_fine(model: Path) -> None:
+    for name in ("pytorch_model.bin", "model.Q4_K_M.gguf"):
+        (model / name).write_text("x")
+    assert found(model) == []
+
+
+@pytest.mark.parametrize("configured", [True, False])
+def test_an_adapter_alone_is_refused_with_the_model_that_it_belongs_to(model: Path, configured: bool) -> None:
+    only(model, "adapter_model.safetensors")
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen3-8B"}')
+    if not configured:
+        (model / "config.json").unlink()
+    (fault,) = faults(model, uid=UID)
+    assert fault.found == f"{model} is a LoRA adapter, not a model"
+    assert fault.fix.startswith("make model NAME=Qwen/Qwen3-8B, and add the adapter to it with ENGINE_ENABLE_LORA=true")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"base_model_name_or_path": 3}'])
+def test_an_adapter_that_does_not_name_its_model_is_refused_too(model: Path, text: str) -> None:
+    only(model, "adapter_model.bin")
+    (model / "adapter_config.json").write_text(text)
+    assert found(model) == [f"{model} is a LoRA adapter, not a model"]
+
+
+def test_a_folder_of_models_says_how_to_serve_one_of_them(model: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (fault,) = faults(tmp_path, uid=UID)
+    assert (fault.found, fault.fix) == (f"{tmp_path} holds the model in its folder model", f"MODEL_DIR={model}")
+    (tmp_path / "draft").mkdir()
+    (tmp_path / "draft" / "config.json").write_text("{}")
+    (fault,) = faults(tmp_path, uid=UID)
+    assert fault.found == f"{tmp_path} holds 2 models, each in its folder (draft, model)"
+    assert fault.fix == f"ENGINE_MODEL=/model/draft beside MODEL_DIR={tmp_path} serves one of them; or MODEL_DIR={tmp_path}/draft"
+
+
+def test_an_index_that_another_edition_left_behind_is_named(model: Path) -> None:
+    for file in model.glob("model-*.safetensors"):
+        file.unlink()
+    safetensors(model / "model.safetensors", {"a": 5})
+    (fault,) = faults(model, uid=UID)
+    assert fault.found == ("model.safetensors.index.json: left over from another edition: none of the 2 files that it lists is here, and the engine "
+                           "would look for them instead of model.safetensors")
+    assert fault.fix == f"rm {model}/model.safetensors.index.json"
+
+
+def test_without_an_index_a_stray_file_is_named_because_the_engine_would_load_it(model: Path) -> None:
+    (model / "model.safetensors.index.json").unlink()
+    assert found(model) == []
+    safetensors(model / "adapter_model.safetensors", {"lora_A": 5})
+    (model / "adapter_config.json").write_text("{}")
+    (fault,) = faults(model, uid=UID)
+    assert fault.found.startswith("adapter_model.safetensors: beside the model's own files")
+    assert fault.fix == f"move it out of {model}"
+
+
+def test_mistrals_own_edition_is_loaded_alone(model: Path) -> None:
+    (model / "model.safetensors.index.json").unlink()
+    safetensors(model / "consolidated.safetensors", {"a": 5})
+    assert found(model) == []
+
+
+def test_without_an_index_a_missing_shard_is_told_by_the_numbers(model: Path) -> None:
+    (model / "model.safetensors.index.json").unlink()
+    (model / "model-00001-of-00002.safetensors").unlink()
+    assert found(model) == ["1 of 2 shards are not there (first: number 1)"]
+
+
+def test_a_configuration_that_is_a_folder_a_pipe_or_endless_is_named_and_nobody_waits(model: Path) -> None:
+    said = ["config.json: not a JSON object, or an empty one"]
+    (model / "config.json").write_text("[" * 100_000)
+    assert found(model) == said
+    (model / "config.json").unlink()
+    (model / "config.json").mkdir()
+    assert found(model) == said
+    (model / "config.json").rmdir()
+    os.mkfifo(model / "config.json")
+    assert found(model) == said
+
+
+@pytest.mark.parametrize("text", ['{"architectures": 5}', '{"architectures": [1, null]}', '{"architectures": {}}', '{"architectures": "x"}'])
+def test_a_summary_stands_whatever_the_architectures_are(model: Path, text: str) -> None:
+    (model / "config.json").write_text(text)
+    assert summary(model).endswith(" in 2 files")

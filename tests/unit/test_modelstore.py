@@ -28,7 +28,6 @@ REPOSITORIES = {
     "mistral-sharded-own-edition": ("params.json", "tekken.json", "consolidated-00001-of-00002.safetensors",
                                     "consolidated-00002-of-00002.safetensors", "consolidated.safetensors.index.json"),
     "consolidated-without-params": (*SMALL, *SHARDS, "-consolidated.safetensors"),
-    "only-pickles": (*SMALL, "pytorch_model.bin", "-training_args.bin", "-optimizer.pt", "-tf_model.h5", "-flax_model.msgpack"),
     "safetensors-and-pickles": (*SMALL, "model.safetensors", "-pytorch_model.bin", "-pytorch_model.bin.index.json", "-rust_model.ot"),
     "quantized-with-code": (*SMALL, "model.safetensors", "hf_quant_config.json", "modeling_x.py", "tokenization_x.py", "qwen.tiktoken"),
     "adapters-in-folders": (*SMALL, *SHARDS, "speech-lora/adapter_model.safetensors", "speech-lora/adapter_config.json"),
@@ -50,15 +49,21 @@ def test_only_what_vllm_reads_is_taken(paths: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(("paths", "said"), [
-    (("README.md", "adapter_model.safetensors", "adapter_config.json"), "has no config.json"),
-    (("config.json", "tokenizer.json", "model.Q4_K_M.gguf"), "has no weights"),
-    (("config.json", "tokenizer.json", "tf_model.h5"), "has no weights"),
+    (("config.json", "tokenizer.json", "model.Q4_K_M.gguf"), r"has no \*\.safetensors"),
+    (("config.json", "tokenizer.json", "tf_model.h5"), r"has no \*\.safetensors"),
+    ((*SMALL, "pytorch_model.bin", "training_args.bin"), r"has no \*\.safetensors"),
     ((), "has no config.json"),
 ])
 def test_a_repository_that_vllm_cannot_load_is_refused_with_what_to_look_for(paths: tuple[str, ...], said: str) -> None:
     with pytest.raises(PrerequisiteError, match=said) as refused:
         wanted_files(listing(*paths))
     assert "safetensors" in refused.value.fix
+
+
+def test_an_adapters_repository_is_refused_with_what_to_do_with_it() -> None:
+    with pytest.raises(PrerequisiteError, match="acme/tiny is a LoRA adapter, not a model") as refused:
+        wanted_files(listing("README.md", "config.json", "adapter_model.safetensors", "adapter_config.json"))
+    assert "ENGINE_LORA_MODULES" in refused.value.fix
 
 
 def test_a_refused_repository_names_the_formats_that_it_holds() -> None:

@@ -8,22 +8,24 @@ from pathlib import Path
 import pytest
 
 from bundle import ROOT
-from bundle.choice import table
+from bundle.choice import profile, table
 from bundle.choice.profile import PREFERRED, default_profile
 from bundle.config import profiles, settings
 from bundle.doctor.fit import fit_check
-from bundle.fit import assessment
+from bundle.doctor.host import Needs, examine
+from bundle.fit import assessment, estimation
 from bundle.machine import devices
 from bundle.machine.devices import Device
 from support import modelfolder, verbs
 from support.fakehost import FakeHost
 
-CARD = "0, {name}, {capability}, {total}, {free}, 580.95.05\\n"
+CARD = "{index}, {name}, {capability}, {total}, {free}, 580.95.05, GPU-{index}a7c\\n"
 
 
 def host_with(tmp_path: Path, *cards: tuple[str, str, int, int]) -> FakeHost:
     fake = FakeHost(tmp_path / "host")
-    rows = "".join(CARD.format(name=name, capability=capability, total=total, free=free) for name, capability, total, free in cards)
+    rows = "".join(CARD.format(index=index, name=name, capability=capability, total=total, free=free)
+                   for index, (name, capability, total, free) in enumerate(cards))
     fake.program("nvidia-smi", f"printf '{rows}'")
     return fake
 
@@ -33,6 +35,7 @@ def no_model(_name: str, _device: Device) -> None:
 
 
 RTX_5090 = ("NVIDIA GeForce RTX 5090", "12.0", 32_607, 32_110)
+RTX_5080 = ("NVIDIA GeForce RTX 5080", "12.0", 16_303, 15_900)
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +45,9 @@ def _folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("cards", "profile", "why"), [
     ([RTX_5090], "throughput", "NVIDIA GeForce RTX 5090 (compute capability 12.0, 31.4 GiB), no model to look at; made for 32 GB"),
-    ([("NVIDIA GeForce RTX 5080", "12.0", 16_303, 15_900)], "memory", "no model to look at; made for small GPUs"),
-    ([RTX_5090, ("NVIDIA GeForce RTX 5080", "12.0", 16_303, 15_900)], "memory", "NVIDIA GeForce RTX 5080"),
+    ([RTX_5080], "memory", "no model to look at; made for small GPUs"),
+    ([RTX_5090, RTX_5080], "throughput", "NVIDIA GeForce RTX 5090"),
+    ([RTX_5080, RTX_5090], "memory", "NVIDIA GeForce RTX 5080"),
     ([("Tesla V100-SXM2-16GB", "7.0", 16_384, 16_000)], "cpu", "the engine has no code for a compute capability under 7.5"),
 ])
 def test_memory_and_compute_capability_decide_where_no_model_is_known(cards: list[tuple[str, str, int, int]], profile: str, why: str,
@@ -51,6 +55,29 @@ def test_memory_and_compute_capability_decide_where_no_model_is_known(cards: lis
     choice = default_profile(no_model, host=host_with(tmp_path, *cards).host())
     assert choice.profile == profile
     assert why in choice.why
+
+
+@pytest.mark.parametrize(("sets", "card"), [
+    ((), "NVIDIA GeForce RTX 5080"),
+    (("HOST_GPUS=0",), "NVIDIA GeForce RTX 5080"),
+    (("HOST_GPUS=1",), "NVIDIA GeForce RTX 5090"),
+    (("HOST_GPUS=GPU-1a7c",), "NVIDIA GeForce RTX 5090"),
+    (("HOST_GPU_COUNT=2",), "NVIDIA GeForce RTX 5080"),
+    (("HOST_GPU_COUNT=2", "HOST_GPUS=1,0"), "NVIDIA GeForce RTX 5080"),
+])
+def test_choice_fit_doctor_and_the_container_mean_the_same_card(sets: tuple[str, ...], card: str, tmp_path: Path,
+                                                                capsys: pytest.CaptureFixture[str]) -> None:
+    host = host_with(tmp_path, RTX_5080, RTX_5090).host()
+    found = profile.load(profile.Wanted(sets=sets), host=host)
+    assert f": {card} (compute capability" in capsys.readouterr().err
+    device = estimation.device_of(found, host=host)
+    assert device
+    assert device.name == card
+    (checked,) = (check for check in examine(Needs.from_settings(found), host) if check.name == "gpu")
+    assert card in checked.found.partition("GPU 1 is")[0]
+    given = {"HOST_GPUS=1": "1", "HOST_GPUS=GPU-1a7c": "GPU-1a7c", "HOST_GPUS=1,0": "1,0", "HOST_GPU_COUNT=2": "0,1"}
+    assert found.value("HOST_GPUS_1") == given.get(sets[-1] if sets else "", "0")
+    assert found.environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_a_running_engine_does_not_change_the_choice(tmp_path: Path) -> None:
@@ -62,7 +89,7 @@ def test_a_running_engine_does_not_change_the_choice(tmp_path: Path) -> None:
         return device.free > 20 * devices.GIB
 
     first = default_profile(starts, host=free.host())
-    free.program("nvidia-smi", f"printf '{CARD.format(name=held[0], capability=held[1], total=held[2], free=held[3])}'")
+    free.program("nvidia-smi", f"printf '{CARD.format(index=0, name=held[0], capability=held[1], total=held[2], free=held[3])}'")
     assert default_profile(starts, host=free.host()) == first
     assert len(set(asked)) == 1
 

@@ -119,9 +119,9 @@ def test_flags_follow_the_model_in_the_order_of_the_files(root: Path) -> None:
 def test_the_engine_gets_its_environment_and_nothing_of_the_bundle(root: Path) -> None:
     found = load(root, "cpu", "OMP_NUM_THREADS=2", "HF_HUB_OFFLINE=1")
     assert dict(found.environment) == {
-        "VLLM_MAX_N_SEQUENCES": "128", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1",
-        "HF_HUB_OFFLINE": "1"}
+        "VLLM_MAX_N_SEQUENCES": "128", "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "75", "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def test_a_refused_secret_is_in_nothing_that_is_shown(root: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_profile_that_is_not_there_names_those_that_are(root: Path) -> None:
 @pytest.mark.parametrize(("visible", "expected"), [(True, "throughput"), (False, "cpu")])
 def test_without_a_profile_the_hardware_decides_and_the_choice_is_said(visible: bool, expected: str, root: Path, monkeypatch: pytest.MonkeyPatch,
                                                                         capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    program, card = tmp_path / "bin" / "nvidia-smi", "0, NVIDIA GeForce RTX 5090, 12.0, 32607, 32110, 580.95.05"
+    program, card = tmp_path / "bin" / "nvidia-smi", "0, NVIDIA GeForce RTX 5090, 12.0, 32607, 32110, 580.95.05, GPU-1"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n" + (f"echo '{card}'" if visible else "echo 'No devices were found'; exit 6"))
     program.chmod(0o755)

@@ -1,18 +1,20 @@
 """Which profile a deployment uses: the one that was named, or the one for this host's hardware and the model."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bundle import ROOT
 from bundle.base import console
 from bundle.config import profiles, settings
+from bundle.config.envfile import Problem
 from bundle.config.settings import Settings
 from bundle.fit import assessment
 from bundle.machine import devices, gpu
 from bundle.machine.devices import GIB, Device
 from bundle.machine.facts import Host
 from bundle.machine.gpu import MIN_CAPABILITY
+from bundle.models import first, folder
 
 PREFERRED = ("throughput", "memory")
 """Profiles that are chosen without being asked for, where a GPU can run the engine: the first that the model fits."""
@@ -32,8 +34,10 @@ class Choice:
     why: str
 
 
-def default_profile(starts: Starts, *, device: Device | None = None, root: Path = ROOT, host: Host | None = None) -> Choice:
-    """The profile for `device`, or for this host's GPU, by compute capability, by whether the model starts there, and by memory.
+def default_profile(starts: Starts, *, device: Device | None = None, named: Sequence[str] = (), count: int = 1, root: Path = ROOT,
+                    host: Host | None = None) -> Choice:
+    """The profile for `device`, or for the GPUs of this host that a deployment takes (`named` and `count` as in `gpu.taken`), by compute
+    capability, by whether the model starts there, and by memory.
 
     By all of the GPU's memory, not by what is free of it now: the choice must not change because the engine runs.
     """
@@ -44,7 +48,8 @@ def default_profile(starts: Starts, *, device: Device | None = None, root: Path 
             return Choice(profile=PREFERRED[0], why=f"/dev/nvidia0 is there, and its memory is not known ({nvidia.error})")
         if not nvidia.gpus:
             return Choice(profile="cpu", why=f"no NVIDIA GPU is visible (no /dev/nvidia0, and {nvidia.error})")
-        device = min((devices.device_of_card(card, root=root) for card in nvidia.gpus), key=lambda one: one.total)
+        cards = gpu.taken(nvidia.gpus, named, count) or nvidia.gpus  # what HOST_GPUS names in vain is an error of its own
+        device = min((devices.device_of_card(card, root=root) for card in cards), key=lambda one: one.total)
     device = devices.idle(device)
     major, minor = device.capability
     about = f"{device.name} (compute capability {major}.{minor}, {device.total / GIB:.1f} GiB)"
@@ -58,6 +63,20 @@ def default_profile(starts: Starts, *, device: Device | None = None, root: Path 
         if fit:
             return Choice(profile=name, why=f"{about}, and the model starts there" + ("" if name == PREFERRED[0] else f", not with {PREFERRED[0]}"))
     return Choice(profile=PREFERRED[0], why=f"{about}; by the estimate the model starts with none of {', '.join(PREFERRED)}: see `make profiles`")
+
+
+def _held_to_folder(found: Settings) -> Settings:
+    """`found`, with an error where the folder that the engine would read holds something else than one model that it can load."""
+    directory = assessment.model_folder(found)
+    if directory is None or found.value("ENGINE_LOAD_FORMAT") not in ("", "auto"):
+        return found
+    try:
+        others = folder.misfits(directory)
+    except OSError:  # `make doctor` and the start say why it cannot be looked into
+        return found
+    entry = found.entries["MODEL_DIR"]
+    problems = [Problem(file=entry.file, line=entry.line, key=entry.key, message=f"{other.found}. {other.fix}.") for other in others]
+    return replace(found, problems=(*found.problems, *problems))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +93,14 @@ def load(wanted: Wanted, *, root: Path = ROOT, environ: Mapping[str, str] | None
     """The settings of the deployment, its profile chosen and said where none was named. Raises ConfigurationError as `settings.load`."""
     def loaded(profile: str | None, chosen_by: str = "--profile") -> Settings:
         found = settings.load(profile, wanted.env_files, wanted.sets, root=root, environ=environ, chosen_by=chosen_by)
-        return assessment.held_to_model(found)
+        return assessment.held_to_model(_held_to_folder(first.placed(found)))
 
     if wanted.profile or settings.names_its_profile(wanted.env_files, root=root):
         return loaded(wanted.profile or None)
     device = devices.find(wanted.gpu, root=root) if wanted.gpu else None
-    choice = default_profile(lambda name, on: assessment.starts(loaded(name), on), device=device, root=root, host=host)
+    first_choice = loaded(PREFERRED[0])
+    choice = default_profile(lambda name, on: assessment.starts(loaded(name), on), device=device, named=first_choice.gpus,
+                             count=first_choice.gpu_count, root=root, host=host)
     others = ", ".join(name for name in profiles.names(root) if name != choice.profile)
     console.note(f"profile {choice.profile}: {choice.why}; choose another with PROFILE=NAME (--profile NAME): {others}")
     return loaded(choice.profile, f"chosen for {wanted.gpu or 'this host'}")

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle import ROOT
-from bundle.choice.profile import Choice, default_profile
+from bundle.choice.profile import PREFERRED, Choice, default_profile
 from bundle.config import profiles, settings
 from bundle.fit import assessment
 from bundle.fit.assessment import Fit
 from bundle.machine import devices
 from bundle.machine.facts import Host
+from bundle.models import first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,9 @@ def profile_table(gpu: str = "", env_files: Sequence[str | Path] = (), sets: Seq
          host: Host | None = None) -> tuple[Choice, list[Row]]:
     """The profile for the GPU called `gpu` or this host's, and every profile with its fit there. Raises ConfigurationError for a wrong name."""
     device = devices.find(gpu, root=root) if gpu else None
-    loaded = {name: settings.load(name, env_files, sets, root=root) for name in profiles.names(root)}
-    choice = default_profile(lambda name, on: assessment.starts(loaded[name], on), device=device, root=root, host=host)
+    loaded = {name: first.placed(settings.load(name, env_files, sets, root=root)) for name in profiles.names(root)}
+    choice = default_profile(lambda name, on: assessment.starts(loaded[name], on), device=device, named=loaded[PREFERRED[0]].gpus,
+                             count=loaded[PREFERRED[0]].gpu_count, root=root, host=host)
     rows = []
     for name, one in loaded.items():
         found = assessment.assess(one, gpu if one.image_target == "cuda" else "", host=host)

@@ -2,14 +2,16 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 from bundle import ROOT
 from bundle.base.errors import ConfigurationError
 from bundle.base.text import near
 from bundle.config import catalogue, contradictions, envfile, profiles, verdicts
+from bundle.config.catalogue import Catalogue
 from bundle.config.envfile import Entry, Problem
 from bundle.config.keys import DERIVED, FOR_ENTRYPOINT, FROM_ENVIRONMENT, HOST_KEYS
 from bundle.config.rules import Rules
@@ -18,6 +20,7 @@ MODEL_IN_CONTAINER = "/model"
 SELFTEST_MODEL = "/opt/bundle/selftest-model"
 WRITTEN = ("HOST_PROFILE", "HOST_ENV_FILE")
 """Keys that only a flattened file holds; having both makes it one."""
+_DERIVED = "derived: "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,17 @@ class Settings:
         return int(self.value("HOST_REPLICAS"))
 
     @property
+    def gpus(self) -> tuple[str, ...]:
+        """The GPUs that HOST_GPUS names, by index or UUID; empty for the first ones."""
+        return tuple(filter(None, self.value("HOST_GPUS").split(",")))
+
+    @property
+    def gpu_count(self) -> int:
+        """How many GPUs all engines take together; a value that is wrong counts as one."""
+        values = {key: self.value(key) for key in ("HOST_REPLICAS", "HOST_GPU_COUNT")}
+        return prod(int(value) for key, value in values.items() if value and not HOST_KEYS[key].fault(value))
+
+    @property
     def ready_timeout_s(self) -> float:
         return float(self.value("HOST_READY_TIMEOUT_S"))
 
@@ -121,9 +135,17 @@ class Settings:
         """The name that clients ask for (the first, where there are several)."""
         return self.value("ENGINE_SERVED_MODEL_NAME").split()[0]
 
+    @property
+    def names_no_model(self) -> bool:
+        """Whether neither a folder nor a model is named, so that the self-test model stands in."""
+        return self.entries["ENGINE_MODEL"].file.startswith(_DERIVED) and not self.value("MODEL_DIR")
+
     def overridden(self, values: Mapping[str, str], why: str) -> "Settings":
-        """These settings with `values` in place of their own; `why` becomes their origin."""
-        return replace(self, entries={**self.entries, **{key: Entry(key=key, value=value, file=why, line=0) for key, value in values.items()}})
+        """These settings with `values`, which must be right, in place of their own; `why` becomes their origin."""
+        entries = {**self.entries, **{key: Entry(key=key, value=value, file=why, line=0) for key, value in values.items()}}
+        argv, environment = _for_engine(entries, {problem.key for problem in self.errors} - values.keys(),
+                                        catalogue.load(_target(entries), root=self.root))
+        return replace(self, entries=entries, argv=argv, environment=environment)
 
     def flatten(self, env_file_name: str) -> str:
         """The deployment as one env file that stands alone; `env_file_name` is its own path as compose.yaml sees it."""
@@ -196,7 +218,7 @@ def declared() -> frozenset[str]:
 def _settings(entries: dict[str, Entry], problems: list[Problem], layers: list[str], root: Path) -> Settings:
     """Check and translate `entries`; `layers` are the sources in their order."""
     wanted = entries["IMAGE_TARGET"].value if "IMAGE_TARGET" in entries else ""
-    target = wanted if wanted in catalogue.TARGETS else "cuda"
+    target = _target(entries)
     records = verdicts.load(root)
     rules = Rules(catalogue=catalogue.load(target, root=root), records=records)
     missing = [Problem(file="env/base.env", line=0, key=key, message=host_key.fault("")) for key, host_key in HOST_KEYS.items()
@@ -206,16 +228,28 @@ def _settings(entries: dict[str, Entry], problems: list[Problem], layers: list[s
     doubts = [replace(_problem(entry, doubt), severity="warning") for entry in good.values() if entry.value and (doubt := rules.doubt(entry))]
     problems = [*problems, *missing, *faults.values(), *doubts, *(contradictions.find(good, rules.catalogue) if target == wanted else ())]
     problems.sort(key=lambda problem: (layers.index(problem.file) if problem.file in layers else len(layers), problem.file, problem.line))
+    argv, environment = _for_engine(entries, faults.keys(), rules.catalogue)
+    return Settings(root=root, profile=entries["HOST_PROFILE"].value, entries=entries, argv=argv, environment=environment,
+                    verdicts=tuple(verdicts.turned_on(good, records, target)), problems=tuple(problems))
+
+
+def _target(entries: Mapping[str, Entry]) -> str:
+    """Which image `entries` mean; cuda where that is not clear."""
+    wanted = entries["IMAGE_TARGET"].value if "IMAGE_TARGET" in entries else ""
+    return wanted if wanted in catalogue.TARGETS else "cuda"
+
+
+def _for_engine(entries: Mapping[str, Entry], wrong: Collection[str], flags: Catalogue) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The engine's command line and environment, from all of `entries` but the `wrong` keys."""
     argv, environment = ["vllm", "serve", entries["ENGINE_MODEL"].value], {}
-    for key, entry in good.items():
-        if not entry.value or key in HOST_KEYS or key == "ENGINE_MODEL":
+    for key, entry in entries.items():
+        if key in wrong or not entry.value or key in HOST_KEYS or key == "ENGINE_MODEL":
             continue
-        if flag := rules.catalogue.find(key) if key.startswith(catalogue.PREFIX) else None:
+        if flag := flags.find(key) if key.startswith(catalogue.PREFIX) else None:
             argv += flag.arguments(key, entry.value)
         else:
             environment[key] = entry.value
-    return Settings(root=root, profile=entries["HOST_PROFILE"].value, entries=entries, argv=tuple(argv), environment=environment,
-                    verdicts=tuple(verdicts.turned_on(good, records, target)), problems=tuple(problems))
+    return tuple(argv), environment
 
 
 def _problem(entry: Entry, message: str) -> Problem:
@@ -254,7 +288,7 @@ def _derived(entries: dict[str, Entry]) -> dict[str, Entry]:
         return entries[key].value if key in entries else ""
 
     def derive(key: str, derived: str, origin: str) -> None:
-        entries[key] = Entry(key=key, value=derived, file=f"derived: {origin}", line=0)
+        entries[key] = Entry(key=key, value=derived, file=f"{_DERIVED}{origin}", line=0)
 
     directory = f"MODEL_DIR is set ({entries['MODEL_DIR'].origin})" if value("MODEL_DIR") else ""
     if not value("ENGINE_MODEL"):

@@ -3,8 +3,9 @@
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.base.errors import ConfigurationError
@@ -19,7 +20,7 @@ from bundle.doctor.gpu import gpu_checks
 from bundle.fit import assessment
 from bundle.machine import gpu, ports
 from bundle.machine.facts import MIN_COMPOSE, MIN_ENGINE, Docker, Host, version
-from bundle.models import folder
+from bundle.models import first, folder
 from bundle.models.folder import Fault
 
 ENGINE_UID = 2000
@@ -74,12 +75,12 @@ class Needs:
             port=int(good("GATEWAY_PORT") or 0),
             memory=size_bytes(good("HOST_ENGINE_MEMORY") or "0b"),
             replicas=replicas,
-            gpus=int(good("HOST_GPU_COUNT") or 1) * replicas,
-            chosen=tuple(good("HOST_GPUS").split(",")) if good("HOST_GPUS") else (),
+            gpus=settings.gpu_count,
+            chosen=settings.gpus if good("HOST_GPUS") else (),
             cdi=good("HOST_ACCELERATOR") == "cuda-cdi",
             gpu_share=_gpu_share(settings, target),
             model_dir=assessment.model_folder(settings),
-            model=settings.value("ENGINE_MODEL"),
+            model="" if settings.names_no_model else settings.value("ENGINE_MODEL"),
             weights=settings.value("ENGINE_LOAD_FORMAT") != "dummy",
             tokenizer=not settings.value("ENGINE_TOKENIZER") and settings.value("ENGINE_SKIP_TOKENIZER_INIT") != "true",
             api_keys=settings.api_keys_file,
@@ -103,14 +104,12 @@ def examine(needs: Needs, host: Host) -> list[Check]:
     found += [_memory(needs, docker, host, running=running), _disk(needs, docker, host), _port(needs, host)]
     if needs.target == "cuda":
         nvidia = gpu.read(host)
-        # A UUID is the driver's to know: nvidia-smi is asked for indexes only.
-        listed = [card for card in nvidia.gpus if not needs.chosen or not needs.chosen[0].isdigit() or str(card.index) in needs.chosen]
-        found += gpu_checks(docker, host, replace(nvidia, gpus=tuple(listed)), count=needs.gpus, replicas=needs.replicas, cdi=needs.cdi)
-        if cards := listed[:needs.gpus]:
+        found += gpu_checks(docker, host, nvidia, named=needs.chosen, count=needs.gpus, replicas=needs.replicas, cdi=needs.cdi)
+        if cards := gpu.taken(nvidia.gpus, needs.chosen, needs.gpus):
             found += [memory_check(cards, needs.gpu_share, running=running)]
     else:
         found += [ok("gpu", "not needed by a CPU profile")]
-    return [*found, _model(needs), *_secrets(needs)]
+    return [*found, _model(needs, host), *_secrets(needs), *_labels(needs, docker, host)]
 
 
 def _client(docker: Docker) -> Check:
@@ -119,7 +118,8 @@ def _client(docker: Docker) -> Check:
         return fail(name, "no `docker` on PATH", _SET_UP)
     first, *hidden = docker.clients
     if not docker.client_version:
-        return fail(name, f"{first} is not Docker's own client (Podman's?)", f"put Docker's before it on PATH; {_SET_UP}")
+        said = f" ({docker.shim.splitlines()[-1]})" if docker.shim else ""
+        return fail(name, f"{first} is not Docker's own client{said}", f"put Docker's before it on PATH (podman-docker replaces it); {_SET_UP}")
     found = f"{docker.client_version} at {first}" + (f", which hides {', '.join(map(str, hidden))}" if hidden else "")
     if hidden and {"compose", "buildx"} & set(docker.missing):
         return warn(name, found, f"if the hidden one has Compose and buildx, move {first} out of the way")
@@ -137,10 +137,16 @@ def _engine(docker: Docker) -> Check:
     server = docker.server
     number = str(server.get("ServerVersion", ""))
     found = f"{number} at {docker.address}, {server.get('Driver', '')} in {server.get('DockerRootDir', '')}"
+    if str(server.get("DockerRootDir", "")).endswith("/containers/storage"):
+        return fail(name, f"Podman {number} answers at {docker.address}", "unset DOCKER_HOST, or point it at Docker's own daemon: Podman gives "
+                    "containers their GPUs, limits and restarts in other ways, and was not tried")
     if docker.client_version and version(number) < MIN_ENGINE:
         return fail(name, found, f"update Docker Engine to {_dotted(MIN_ENGINE)} or newer")
     if server.get("Driver") == "vfs":
         return warn(name, found, "vfs keeps every layer whole, so images take many times their size: use overlay2")
+    if docker.rootless and (server.get("MemoryLimit") is False or server.get("CgroupDriver") == "none"):
+        return warn(name, f"{found}; rootless, and its user may not limit memory", "HOST_ENGINE_MEMORY is not enforced: delegate the controllers "
+                    "(systemctl edit user@.service: [Service] Delegate=cpu cpuset io memory pids), then log in again")
     if server.get("MemoryLimit") is False:
         return warn(name, f"{found}; the kernel cannot limit memory", "enable the memory cgroup, or HOST_ENGINE_MEMORY is not enforced")
     return ok(name, found)
@@ -183,7 +189,8 @@ def _memory(needs: Needs, docker: Docker, host: Host, *, running: bool) -> Check
     found = f"{_gib(free)} GiB free of {_gib(total)}; HOST_ENGINE_MEMORY is {_gib(needs.memory)} GiB"
     found += f" for each of {needs.replicas} engines" if needs.replicas > 1 else ""
     if needs.memory * needs.replicas > total:
-        return fail("memory", found, f"set HOST_ENGINE_MEMORY to {int(total / needs.replicas / 2**30)}g or less")
+        more = ", or give Linux more of Windows' memory: [wsl2] memory= in .wslconfig, then wsl --shutdown" if host.wsl else ""
+        return fail("memory", found, f"set HOST_ENGINE_MEMORY to {int(total / needs.replicas / 2**30)}g or less{more}")
     if needs.memory * needs.replicas > free and not running:
         return warn("memory", found, "end other programs or lower HOST_ENGINE_MEMORY, or the kernel may have to kill something")
     return ok("memory", found)
@@ -231,11 +238,14 @@ def _port(needs: Needs, host: Host) -> Check:
     return fail("port", f"{where}: {refused.strerror}", "set GATEWAY_BIND to an address of this host (`ip address` lists them)")
 
 
-def _model(needs: Needs) -> Check:
+def _model(needs: Needs, host: Host) -> Check:
     if needs.model_dir is None:
-        return ok("model", needs.model or "the self-test model in the image")
+        return ok("model", needs.model or f"none is named: `make up` fetches {first.NAME}, or serves the self-test model in the image")
     faults = folder.faults(needs.model_dir, uid=ENGINE_UID, weights=needs.weights, tokenizer=needs.tokenizer)
-    return _fault("model", faults) or ok("model", f"{needs.model_dir}: {folder.summary(needs.model_dir)}")
+    found = f"{needs.model_dir}: {folder.summary(needs.model_dir)}"
+    if host.wsl and re.match(r"/mnt/[a-z]/", str(needs.model_dir)) and not faults:
+        return warn("model", f"{found}; on a disk of Windows, which WSL reads many times slower", "copy it to a folder of Linux's own (~/models)")
+    return _fault("model", faults) or ok("model", found)
 
 
 def _secrets(needs: Needs) -> Iterator[Check]:
@@ -245,6 +255,22 @@ def _secrets(needs: Needs) -> Iterator[Check]:
     if needs.certificate:
         faults = secretfiles.certificate_faults(needs.certificate, uid=GATEWAY_UID)
         yield _fault("tls certificate", faults) or ok("tls certificate", str(needs.certificate))
+
+
+def _labels(needs: Needs, docker: Docker, host: Host) -> Iterator[Check]:
+    """Where SELinux confines containers, they may read what is labelled for them and nothing else."""
+    if host.read("/sys/fs/selinux/enforce").strip() != "1" or "name=selinux" not in (docker.server.get("SecurityOptions") or []):
+        return
+    mounted = [path for path in (needs.model_dir or (None if needs.model else first.STORE), needs.api_keys, needs.certificate) if path]
+    shown = {path: host.run("ls", "-dZ", str(path)).stdout.split(" ")[0] for path in mounted}
+    refused = [path for path, label in shown.items() if not re.search(r":(container_file_t|container_share_t|svirt_sandbox_file_t):", label)]
+    if refused:
+        first_label = shown[refused[0]] or "not there yet"
+        fix = "; ".join(f"chcon -R -t container_file_t {path}" for path in refused)
+        yield fail("selinux", f"enforcing, and containers may not read {', '.join(map(str, refused))} ({first_label})",
+                   f"{f'mkdir -p {first.STORE}; ' if first.STORE in refused else ''}{fix} (semanage fcontext makes it last)")
+    else:
+        yield ok("selinux", "enforcing; what is mounted is labelled for containers")
 
 
 def _fault(name: str, faults: list[Fault]) -> Check | None:

@@ -97,7 +97,7 @@ def estimate_deployment(settings: Settings, directory: Path, *, gpu: str = "", m
 def device_of(settings: Settings, gpu: str = "", host: Host | None = None) -> Device | None:
     """The GPU called `gpu`, or this host's, for an engine with `settings`; None for the CPU engine. Raises as `of` does."""
     if settings.image_target != "cpu":
-        return devices.find(gpu, root=settings.root, host=host)
+        return devices.find(gpu, root=settings.root, host=host, named=settings.gpus, count=settings.gpu_count)
     if gpu:
         raise ConfigurationError(f"--gpu {gpu}: profile {settings.profile} runs on the CPU", fix="choose a profile with IMAGE_TARGET=cuda")
     return None

@@ -1,6 +1,7 @@
 """The memory that an engine finds on a GPU: of this host's, or of one that only its name is known of (env/gpus.yaml)."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -37,10 +38,12 @@ class Device:
         return (8192, 1024) if self.total >= 70 * GIB and "a100" not in self.name.lower() else (2048, 256)
 
 
-def find(name: str, *, root: Path = ROOT, host: Host | None = None) -> Device:
-    """The GPU called `name`, or this host's tightest one for "". Raises ConfigurationError for a name that is not known, PrerequisiteError
-    when there is no GPU to look at."""
-    return _named(name, root) if name else _detected(root, host or Host())
+def find(name: str, *, root: Path = ROOT, host: Host | None = None, named: Sequence[str] = (), count: int = 1) -> Device:
+    """The GPU called `name`; for "" the tightest of those of this host that a deployment takes (`named` and `count` as in `gpu.taken`).
+
+    Raises ConfigurationError for a name that is not known, PrerequisiteError when there is no GPU to look at.
+    """
+    return _named(name, root) if name else _detected(root, host or Host(), named, count)
 
 
 def names(root: Path = ROOT) -> list[str]:
@@ -53,7 +56,8 @@ def device_of_card(card: gpu.Gpu, *, root: Path = ROOT) -> Device:
     total, how = round(card.total_mib * VISIBLE_SHARE) << 20, f"the driver's total less {1 - VISIBLE_SHARE:.1%}, which CUDA usually does not show"
     try:
         known = _named(card.name, root)
-        total, how = known.total, f"{known.name} in env/gpus.yaml: {known.source}"
+        if not card.total_mib or 0.9 < known.total / (card.total_mib << 20) <= 1:  # there are cards of one name and two sizes
+            total, how = known.total, f"{known.name} in env/gpus.yaml: {known.source}"
     except ConfigurationError:
         pass
     free = max(0, min(total, card.free_mib << 20) - CONTEXT_BYTES)
@@ -88,11 +92,13 @@ def _named(name: str, root: Path) -> Device:
                              fix=f"one of {', '.join(table)}; or on a host with the card leave --gpu out")
 
 
-def _detected(root: Path, host: Host) -> Device:
+def _detected(root: Path, host: Host, named: Sequence[str], count: int) -> Device:
     found = gpu.read(host)
-    if not found.gpus:
-        raise PrerequisiteError(f"no GPU to look at: {found.error}", fix=f"name one: --gpu {' | '.join(_table(root))}")
-    return device_of_card(min(found.gpus, key=lambda one: one.free_mib), root=root)
+    cards = gpu.taken(found.gpus, named, count)
+    if not cards:
+        why = found.error or f"HOST_GPUS={','.join(named)} names none of the {len(found.gpus)} of this host"
+        raise PrerequisiteError(f"no GPU to look at: {why}", fix=f"name one: --gpu {' | '.join(_table(root))}")
+    return device_of_card(min(cards, key=lambda one: one.free_mib), root=root)
 
 
 def _table(root: Path) -> dict[str, Any]:

@@ -44,6 +44,8 @@ class Docker:
     """Why the daemon does not answer; empty when it does."""
     denied: bool
     """There is a daemon, and this user may not talk to it."""
+    shim: str = ""
+    """What a `docker` that is not Docker's own calls itself."""
 
     @property
     def elsewhere(self) -> bool:
@@ -54,6 +56,10 @@ class Docker:
     def remote(self) -> bool:
         """Whether the daemon sees another file system, memory and ports than this process does."""
         return not self.address.startswith("unix://") or self.server.get("OperatingSystem") == "Docker Desktop"
+
+    @property
+    def rootless(self) -> bool:
+        return "name=rootless" in (self.server.get("SecurityOptions") or [])
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -107,6 +113,11 @@ class Host:
         """Such as ("debian", 12); the number is 0 where the distribution names none."""
         fields = apt.os_release(self.read("/etc/os-release"))
         return fields.get("ID", ""), version(fields.get("VERSION_ID", "") + ".0")[0]
+
+    @property
+    def wsl(self) -> bool:
+        """Whether it is Linux inside Windows."""
+        return "microsoft" in self.read("/proc/sys/kernel/osrelease").lower()
 
     @property
     def systemd(self) -> bool:
@@ -169,8 +180,9 @@ class Host:
         client = info.get("ClientInfo") or {}
         number = client.get("Version") or (client and self._client_version())
         plugins = {plugin["Name"]: str(plugin.get("Version", "")) for plugin in client.get("Plugins") or [] if not plugin.get("Err")}
+        shim = self.run("docker", "--version").stdout.strip() if clients and not client else ""
         return Docker(address=self.docker_address, clients=clients, client_version=str(number or ""), plugins=plugins,
-                      server={} if error else info, error=error, denied=denied)
+                      server={} if error else info, error=error, denied=denied, shim=shim)
 
 
 def _json(path: Path) -> dict[str, Any]:

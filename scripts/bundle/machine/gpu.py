@@ -9,7 +9,7 @@ from bundle.machine.facts import Host, version
 
 MIN_CAPABILITY = (7, 5)  # the oldest that vLLM's CUDA 13 kernels are compiled for
 
-_QUERY = "index,name,compute_cap,memory.total,memory.free,driver_version"
+_QUERY = "index,name,compute_cap,memory.total,memory.free,driver_version,uuid"
 _WSL = "/usr/lib/wsl/lib"  # where Windows puts nvidia-smi: on a login shell's PATH only
 
 
@@ -22,6 +22,7 @@ class Gpu:
     compute_capability: tuple[int, int]
     total_mib: int
     free_mib: int
+    uuid: str = ""
 
     @property
     def label(self) -> str:
@@ -55,8 +56,18 @@ def read(host: Host) -> Nvidia:
     return Nvidia(driver=rows[0][5], gpus=tuple(_gpu(row) for row in rows), card=True)
 
 
+def taken(gpus: Sequence[Gpu], named: Sequence[str], count: int) -> tuple[Gpu, ...]:
+    """Those of `gpus` that a deployment takes, as Docker gives them to its containers: the ones that HOST_GPUS (`named`) names by index or UUID, else
+    the first `count` in the driver's order. Of what only the driver knows (an instance of MIG) as many as are named stand for it."""
+    if not all(name.isdigit() or name.startswith("GPU-") for name in named):
+        named, count = (), len(named)
+    if not named:
+        return tuple(gpus[:count])
+    return tuple(card for name in named for card in gpus if name == str(card.index) or (name.startswith("GPU-") and card.uuid.startswith(name)))
+
+
 def _gpu(row: Sequence[str]) -> Gpu:
-    return Gpu(index=_int(row[0]), name=row[1], compute_capability=version(row[2]), total_mib=_int(row[3]), free_mib=_int(row[4]))
+    return Gpu(index=_int(row[0]), name=row[1], compute_capability=version(row[2]), total_mib=_int(row[3]), free_mib=_int(row[4]), uuid=row[6])
 
 
 def _is_nvidia_display(device: Path, host: Host) -> bool:

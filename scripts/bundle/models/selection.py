@@ -15,7 +15,7 @@ _NEEDED = ("*.json", "*.jinja", "*.model", "*.py", "*.tiktoken", "*.txt", "token
 # Other editions of the same weights, and the states of a training: vLLM reads none of them.
 _OTHER_EDITIONS = ("original", "checkpoint-*", "onnx", "openvino", "gguf", "metal", "coreml")
 _TRAINING = ("training_args.*", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
-_UNREADABLE = {".gguf", ".onnx", ".pth", ".h5", ".msgpack", ".mlmodel"}
+_UNREADABLE = {".gguf", ".bin", ".pt", ".onnx", ".pth", ".h5", ".msgpack", ".mlmodel"}
 
 
 def wanted_files(repository: Repository) -> list[File]:
@@ -25,11 +25,14 @@ def wanted_files(repository: Repository) -> list[File]:
     """
     kept = [file for file in repository.files if not _left_out(PurePosixPath(file.path))]
     top = {file.path for file in kept if "/" not in file.path}
+    if "adapter_config.json" in top and not any(path.endswith(".safetensors") and not path.startswith("adapter_") for path in top):
+        raise PrerequisiteError(f"{repository.name} is a LoRA adapter, not a model",
+                                fix="NAME= the model that it was trained on; ENGINE_ENABLE_LORA and ENGINE_LORA_MODULES add the adapter to it")
     if not top & {"config.json", "params.json"}:
         raise PrerequisiteError(f"{repository.name} has no config.json: not a model that vLLM serves", fix=_elsewhere(repository))
     is_weights = _edition(top)
     if not any(is_weights(path) for path in top):
-        raise PrerequisiteError(f"{repository.name} has no weights that vLLM loads (*.safetensors, *.bin, *.pt)", fix=_elsewhere(repository))
+        raise PrerequisiteError(f"{repository.name} has no *.safetensors, the one format that is taken", fix=_elsewhere(repository))
     chosen = [file for file in kept if _is_chosen(file.path, is_weights)]
     for file in chosen:
         if file.size > _HTTP_LIMIT:
@@ -64,8 +67,7 @@ def _edition(top: set[str]) -> Callable[[str], bool]:
         return lambda path: path.endswith(".safetensors") and ("/" in path or _is_mistral(path))
     if tensors:
         return lambda path: path.endswith(".safetensors") and not _is_mistral(path)
-    suffix = next((suffix for suffix in (".bin", ".pt") if any(path.endswith(suffix) for path in top)), None)
-    return lambda path: suffix is not None and "/" not in path and path.endswith(suffix)
+    return lambda _: False
 
 
 def _is_mistral(path: str) -> bool:
@@ -75,4 +77,4 @@ def _is_mistral(path: str) -> bool:
 def _elsewhere(repository: Repository) -> str:
     kinds = sorted({PurePosixPath(file.path).suffix for file in repository.files} & _UNREADABLE)
     found = f"it holds {', '.join(kinds)}; " if kinds else ""
-    return f"{found}name the repository with the safetensors, usually the one that this was made from"
+    return f"{found}name the repository with the safetensors, usually the one that this was made from, or REVISION= the branch that has them"

@@ -12,6 +12,7 @@ from bundle.config.settings import Settings
 from bundle.service.deployment import Deployment
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (what to ask for instead of it)
+QUESTION = "Say in one sentence what the capital of France is."
 # The key goes to curl by a pipe: argument lists show in `ps`. The first line that is neither empty nor a comment starts with a key.
 _KEY_HEADER = "sed -n '/ metrics-only$/d;/^[^#]/{s/^\\([^ ]*\\).*/Authorization: Bearer \\1/p;q;}'"
 
@@ -42,7 +43,7 @@ class Address:
     @property
     def curl(self) -> str:
         """A command line that gets an answer."""
-        question = json.dumps({"model": self.model, "max_tokens": 16, "messages": [{"role": "user", "content": "Hello"}]})
+        question = json.dumps({"model": self.model, "max_tokens": 32, "temperature": 0, "messages": [{"role": "user", "content": QUESTION}]})
         line = ["curl", *(["-k"] if self.certificate else []), "-s", f"{self.base_url}/chat/completions", "-H", "Content-Type: application/json",
                 *(["-H", "@-"] if self.key_file else []), "-d", question]
         return (f"{_KEY_HEADER} {shlex.quote(str(self.key_file))} | " if self.key_file else "") + shlex.join(line)

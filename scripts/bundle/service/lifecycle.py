@@ -14,6 +14,7 @@ from bundle.fit import assessment
 from bundle.fit.estimation import Estimate
 from bundle.images import build
 from bundle.machine import ports, setup
+from bundle.models import first
 from bundle.service import address, credentials, kept, readiness, traffic
 from bundle.service.deployment import ENGINE, GATEWAY, Container, Deployment, is_engine
 
@@ -36,6 +37,7 @@ def up(settings: Settings, deployment: Deployment | None = None, *, ensure_image
         settings = with_port(deployment, settings)
         _preflight(settings)
         ensure_images(settings)
+        settings = first.provided(settings)
         expected = _expected(settings, running=bool(deployment.containers()))
         changed = apply(deployment, deployment.texts(settings), recreate=roll)
         if applied := credentials.apply(deployment):

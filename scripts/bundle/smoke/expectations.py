@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import uuid4
 
+from bundle.models import first
 from bundle.smoke import closedroutes
 from bundle.smoke.client import Reply, Server, ServerError
 
@@ -23,6 +24,10 @@ LOOK_AGAIN_S = 10.0
 OVERFLOW = "numbers overflow in the model: try ENGINE_DTYPE=bfloat16, another quantization, attention backend or KV-cache type"
 
 PROMPTS = ("The capital of France is", "def fibonacci(n):", "Once upon a time, in a small village", "Water boils at")
+
+CAPITALS = [{"role": "user", "content": "What is the capital of Germany?"}, {"role": "assistant", "content": "The capital of Germany is Berlin."},
+            {"role": "user", "content": "And of France?"}]
+"""The first model answers this with the same words at any precision: its likeliest token leads everywhere by 1.8 in log-probability."""
 
 
 class CheckFailed(Exception):  # noqa: N818  (a verdict, not a malfunction)
@@ -171,13 +176,15 @@ def completion(server: Server) -> str:
 
 @expectation
 def chat(server: Server) -> str:
-    """POST /v1/chat/completions answers as the assistant"""
-    reply = server.post("/v1/chat/completions", messages=[{"role": "user", "content": "Say hello."}], max_tokens=32, temperature=0)
+    """POST /v1/chat/completions answers as the assistant; the bundle's own first model, with what it is known to answer"""
+    asked, known = (CAPITALS, "Paris") if server.model == first.NAME else ([{"role": "user", "content": "Say hello."}], "")
+    reply = server.post("/v1/chat/completions", messages=asked, max_tokens=32, temperature=0)
     answer = expect_status(reply, 200, "a model without a chat template needs ENGINE_CHAT_TEMPLATE" if reply.status == 400 else "")
     message = answer["choices"][0]["message"]
     expect(message["role"] == "assistant", "role assistant", message)
     text = message.get("content") or message.get("reasoning") or message.get("reasoning_content")
     expect(bool(text), "text", message)
+    expect(known in str(text), f"{known} as the capital of France", repr(text), "the weights, the tokenizer or the chat template are damaged")
     return repr(str(text)[:60])
 
 
