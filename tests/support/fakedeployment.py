@@ -144,11 +144,12 @@ class World:
         there = self.containers[service]
         return (there.config, there.image) != wanted
 
-    def up(self, deployment: Deployment, services: list[str], *, recreate: bool) -> None:
+    def up(self, deployment: Deployment, services: list[str], *, recreate: bool | None) -> None:
+        """`recreate` None: never, True: always, False: what differs."""
         wanted = self.wanted(deployment)
         for service in services or list(wanted):
             there = self.containers.get(service)
-            if there and (recreate or self.differs(service, wanted[service])):
+            if there and recreate is not None and (recreate or self.differs(service, wanted[service])):
                 self.stop(there)
                 del self.containers[service]
             if service not in self.containers:
@@ -225,7 +226,8 @@ class FakeDeployment(Deployment):
                     assert failure is not None
                     raise failure('Error response from daemon: Conflict. The container name "/fake-engine-1" is already in use by container "ab".')
                 assert not any(c.state == "created" for c in world.containers.values()), "Compose stumbles over what an interrupted run has left"
-                world.up(self, [name for name in rest if name != "--force-recreate"], recreate="--force-recreate" in rest)
+                names = [name for name in rest if not name.startswith("--")]
+                world.up(self, names, recreate=None if "--no-recreate" in rest else "--force-recreate" in rest)
             case ["stop", *services]:
                 for service in services or list(world.containers):
                     world.stop(world.containers[service])

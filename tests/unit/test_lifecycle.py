@@ -135,6 +135,19 @@ def test_a_compose_that_tells_its_plan_in_other_words_loses_nothing(world: World
     assert settled(world).clients.lost == 0
 
 
+def test_an_image_that_is_built_anew_meanwhile_replaces_no_engine_undrained(world: World) -> None:
+    serving(world)
+
+    def started(_: object) -> Behaviour:
+        world.images["engine:1"] = f"sha256:{world.count}"
+        return Behaviour()
+
+    world.behaviour, made = started, world.count
+    lifecycle.apply(world.deployment(), world.env(ENGINE_MAX_NUM_SEQS="4"))
+    assert world.count == made + 1, "the engine was replaced a second time, with nobody draining it"
+    assert settled(world).clients.lost == 0
+
+
 def test_a_changed_gateway_leaves_the_engine_alone(world: World) -> None:
     engine = serving(world).containers["engine"].id
     lifecycle.apply(world.deployment(), world.env(GATEWAY_TIMEOUT_S="60"))

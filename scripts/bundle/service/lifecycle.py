@@ -160,7 +160,12 @@ def _converge(deployment: Deployment, before: Mapping[str, Container], *, recrea
     if plan.get(GATEWAY) == "Recreate":
         console.note(f"· the gateway is replaced: its streams get up to {deployment.number('ENGINE_SHUTDOWN_TIMEOUT'):.0f} s to end, and until it "
                      "listens again clients cannot connect")
-    deployment.start("--remove-orphans")
+    if serving and GATEWAY in before:
+        deployment.start("--no-deps", GATEWAY)
+        # What is left to start. No engine is replaced here, where none is drained: another verb may have built its image anew meanwhile.
+        deployment.start("--no-recreate", "--remove-orphans")
+    else:
+        deployment.start("--remove-orphans")
     return max(ready_s, readiness.wait(deployment, list(plan), before))
 
 
