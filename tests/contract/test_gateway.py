@@ -323,7 +323,7 @@ def test_the_engine_sees_no_key_no_cookie_and_no_protocol_switch(site: Site, loc
 
 
 def test_a_body_too_large_is_refused_before_it_is_sent(unlocked: Door) -> None:
-    assert unlocked.ask("POST", "/v1/completions", headers={"Content-Length": str(32 * 2**20 + 1)}).code == "request_too_large"
+    assert unlocked.ask("POST", "/v1/completions", headers={"Content-Length": str(32 * 2**20 + 1)}, timeout_s=3).code == "request_too_large"
 
 
 def test_a_large_prompt_gets_through_whole(site: Site, unlocked: Door) -> None:
@@ -733,7 +733,7 @@ def test_anthropics_clients_get_errors_in_their_form(locked: Door) -> None:
     wrong = {"error": {"message": 'a "field" is missing', "type": "BadRequestError", "param": None, "code": 400}}
     for reply, type_ in ((locked.ask("POST", "/v1/messages", headers={"X-Api-Key": "wrong"}), "authentication_error"),
                          (locked.ask("POST", "/v1/messages/none", key=KEY), "not_found_error"),
-                         (locked.ask("POST", "/v1/messages", key=KEY, headers={"Content-Length": str(2**30)}), "request_too_large"),
+                         (locked.ask("POST", "/v1/messages", key=KEY, headers={"Content-Length": str(2**30)}, timeout_s=3), "request_too_large"),
                          (locked.ask("POST", "/v1/messages", key=KEY, json_body={"fake": {"raw": [400, "application/json", json.dumps(wrong)]}}),
                           "invalid_request_error")):
         said = json.loads(reply.body)

@@ -20,7 +20,7 @@ from typing import Any
 
 from support.gateway import KEY, Site, docker, operational, request
 
-ALONE, CLIENTS, TOKENS, PAUSE_S, ROUNDS, WAVES = 1000, 64, 20, 0.05, 5, 5
+ALONE, CLIENTS, TOKENS, PAUSE_S, ROUNDS, WAVES = 1000, 64, 20, 0.05, 4, 4
 Address = tuple[str, int]
 
 
@@ -30,13 +30,14 @@ def stream(connection: socket.socket, *, pause_s: float, tokens: int) -> tuple[f
     asked = request("POST", "/v1/completions", key=KEY, json_body=body, headers={"Connection": "keep-alive"})
     began, first, events, tail = time.perf_counter(), 0.0, 0, b""
     connection.sendall(asked)
-    while not tail.endswith(b"0\r\n\r\n"):
+    while not tail.endswith(b"\r\n0\r\n\r\n"):
         piece = connection.recv(65536)
         assert piece, "the connection was closed"
         if b"data: {" in piece and not first:
             first = time.perf_counter() - began
         events += piece.count(b"data: {")
         tail = (tail + piece)[-16:]
+    assert events == tokens, f"{events} of {tokens} events"
     return first, time.perf_counter() - began, events
 
 
@@ -53,15 +54,15 @@ def alone(bare: Address, through: Address) -> dict[str, list[float]]:
     return found
 
 
-def together(address: Address) -> tuple[float, list[float]]:
-    """Tokens per second over all clients, and their times to the first token in ms."""
+def together(address: Address) -> tuple[float, list[float], list[float]]:
+    """Tokens per second over all clients, their times to the first token and to the end of a stream in ms."""
     def client(_: int) -> list[tuple[float, float, int]]:
         with socket.create_connection(address) as connection:
             return [stream(connection, pause_s=PAUSE_S, tokens=TOKENS) for _ in range(WAVES)]
     began = time.perf_counter()
     with ThreadPoolExecutor(CLIENTS) as pool:
         done = [one for each in pool.map(client, range(CLIENTS)) for one in each]
-    return sum(events for *_, events in done) / (time.perf_counter() - began), [first * 1000 for first, *_ in done]
+    return sum(events for *_, events in done) / (time.perf_counter() - began), [one[0] * 1000 for one in done], [one[1] * 1000 for one in done]
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
@@ -74,16 +75,19 @@ def measure(bare: Address, through: Address) -> dict[str, Any]:
     single = alone(bare, through)
     rates: dict[str, list[float]] = {"bare": [], "gateway": []}
     firsts: dict[str, list[float]] = {"bare": [], "gateway": []}
+    ends: dict[str, list[float]] = {"bare": [], "gateway": []}
     for number in range(ROUNDS):
         for name, where in (("bare", bare), ("gateway", through))[:: 1 if number % 2 else -1]:
-            rate, first = together(where)
+            rate, first, end = together(where)
             rates[name].append(round(rate, 1))
             firsts[name] += first
+            ends[name] += end
     return {
         "cpus": os.cpu_count(), "load": [round(value, 1) for value in os.getloadavg()],
         "one_client_ttft": {name: summary(values) for name, values in single.items()},
         "added_ttft_p50_ms": round(statistics.median(single["gateway"]) - statistics.median(single["bare"]), 3),
         f"clients_{CLIENTS}": {"tokens_per_s": rates, "ttft": {name: summary(values) for name, values in firsts.items()},
+                               "end_of_stream": {name: summary(values) for name, values in ends.items()},
                                "gateway_of_bare": round(statistics.median(rates["gateway"]) / statistics.median(rates["bare"]), 4)},
     }
 
