@@ -314,7 +314,7 @@ def test_a_configuration_that_is_a_folder_a_pipe_or_endless_is_named_and_nobody_
     assert found(model) == said
 
 
-@pytest.mark.parametrize("text", ['{"architectures": 5}', '{"architectures": [1, null]}', '{"architectures": {}}', '{"architectures": "x"}'])
+@pytest.mark.parametrize("text", ['{"architectures": 5}', '{"architectures": [1, null]}', '{"architectures": {}}', '{"architectures": "x"}', "[", ""])
 def test_a_summary_stands_whatever_the_architectures_are(model: Path, text: str) -> None:
     (model / "config.json").write_text(text)
     assert summary(model).endswith(" in 2 files")
