@@ -17,7 +17,8 @@ Runs inside an installed vLLM and asks its `vllm serve` parser; nothing in the a
   minimum, maximum, exclusive_minimum, exclusive_maximum
              from the field of the config class that the flag is made from, null where that has no bound
 
-`environment` lists every variable that vLLM reads through vllm.envs. The output depends on vLLM alone, not on the host.
+`environment` has every variable that vLLM reads through vllm.envs, and what vLLM takes for it: int, float, a list of its values, or text.
+The output depends on vLLM alone, not on the host.
 """
 
 import argparse
@@ -27,10 +28,11 @@ import importlib
 import inspect
 import json
 import logging
+import operator
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 WORDS = ("auto", "-1", "None")
@@ -40,7 +42,8 @@ BOUNDS = {"ge": "minimum", "le": "maximum", "gt": "exclusive_minimum", "lt": "ex
 """pydantic's names for a bound, and the catalogue's."""
 
 
-LISTS = {"--quantization": ("vllm.model_executor.layers.quantization", "QUANTIZATION_METHODS")}
+LISTS = {"--quantization": ("vllm.model_executor.layers.quantization", "QUANTIZATION_METHODS"),
+         "--reasoning-parser": ("vllm.reasoning", "ReasoningParserManager.list_registered")}
 """Lists that vLLM checks a value against only when it loads the model: its type hints show them to type checkers alone."""
 
 
@@ -143,7 +146,8 @@ def known_values(action: Any) -> list[str] | None:
                 return [_text(member) for member in inner]
     for option in set(action.option_strings) & set(LISTS):
         module, name = LISTS[option]
-        return sorted(getattr(importlib.import_module(module), name))
+        values = operator.attrgetter(name)(importlib.import_module(module))
+        return sorted(values() if callable(values) else values)
     if isinstance(action.metavar, list | tuple):
         return [str(value) for value in action.metavar]
     shown = re.match(r"\{(.*?)\}", action.metavar or "")
@@ -207,20 +211,45 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def environment(readers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """What vLLM takes for each variable, by asking its own reader: a number, one of a few values, or any text."""
+    return {name: _taken(name, readers[name]) for name in sorted(readers)}
+
+
+def _taken(name: str, reader: Callable[[], Any]) -> Any:
+    def refusal(value: str) -> str:
+        os.environ[name] = value
+        try:
+            reader()
+        except Exception as error:  # noqa: BLE001  (whatever a reader raises would end the engine)
+            return str(error) or type(error).__name__
+        finally:
+            del os.environ[name]
+        return ""
+
+    if not (said := refusal("no such value")):
+        return "text"
+    if values := re.search(r" for \S+ Valid options: \[(.*)\]", said):
+        return re.findall(r"'([^']*)'", values[1])
+    if refusal("7") or not refusal("{}"):
+        return "text"
+    return "int" if refusal("0.25") else "float"
+
+
 def catalogue(target: str) -> dict[str, Any]:
     """The whole answer for `target` (cuda or cpu)."""
     found = flags(serve_parser(target))
-    environment = importlib.import_module("vllm.envs").environment_variables
+    variables = environment(importlib.import_module("vllm.envs").environment_variables)
     version = importlib.import_module("vllm").__version__.partition("+")[0]
-    return {"engine": "vllm", "version": version, "target": target, "flags": found, "environment": sorted(environment)}
+    return {"engine": "vllm", "version": version, "target": target, "flags": found, "environment": variables}
 
 
 def render(answer: Mapping[str, Any]) -> str:
     """JSON with one flag and one variable on a line, so that a new engine version reads as a diff."""
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}," for key, value in answer.items() if isinstance(value, str)]
     entries = [f"    {json.dumps(name)}: {json.dumps(answer['flags'][name], ensure_ascii=False)}" for name in sorted(answer["flags"])]
-    names = [f"    {json.dumps(name)}" for name in answer["environment"]]
-    return "\n".join(["{", *lines, '  "flags": {', ",\n".join(entries), "  },", '  "environment": [', ",\n".join(names), "  ]", "}", ""])
+    variables = [f"    {json.dumps(name)}: {json.dumps(kind)}" for name, kind in answer["environment"].items()]
+    return "\n".join(["{", *lines, '  "flags": {', ",\n".join(entries), "  },", '  "environment": {', ",\n".join(variables), "  }", "}", ""])
 
 
 def main(argv: Sequence[str]) -> int:

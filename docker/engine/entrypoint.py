@@ -146,25 +146,31 @@ def arguments(settings: Mapping[str, str], flags: Mapping[str, Any]) -> list[str
             argv.append(flag["negative"])
         elif value == "false":
             problems.append(f"{key}=false: {option} has no form that turns it off. Delete the line: it is off when it is not set")
-        elif flag.get("nargs") in (None, "?") or value[0] == "[":
+        elif flag.get("nargs") in (None, "?"):
             argv += [option, value]
         else:
             try:
                 argv += [option, *elements(value)]
             except ValueError as error:
-                problems.append(f"{key}: its value cannot be split into a list: {str(error).lower()}")
+                problems.append(f"{key}: its value is not a list: {str(error)[:1].lower()}{str(error)[1:]}")
     if problems:
         raise Refused(problems)
     return argv
 
 
 def elements(value: str) -> list[str]:
-    """Words as in a shell, or JSON objects with blanks between them. Raises ValueError where a quote or an object does not end."""
+    """Words as in a shell, or JSON objects, with blanks between them. Raises ValueError for anything else, as scripts/bundle/config/catalogue.py."""
+    if value.startswith("["):
+        raise ValueError("it is a JSON list; write its elements with blanks between them")
     if not value.startswith("{"):
+        if re.search(r"\s\{", value):
+            raise ValueError("words and JSON objects do not mix")
         return shlex.split(value)
     found, at = [], 0
     while at < len(value):
         _, end = json.JSONDecoder().raw_decode(value, at)
+        if value[end:end + 1].strip():
+            raise ValueError(f"no blank after the object that ends at character {end}")
         found.append(value[at:end])
         at = end + len(value[end:]) - len(value[end:].lstrip())
     return found

@@ -91,4 +91,7 @@ def test_what_profiles_lean_on_is_in_the_catalogue(target: str) -> None:
     assert flags["--disable-cascade-attn"]["deprecated"]
     assert not flags["--allow-deprecated-quantization"]["deprecated"]
     assert "fp8_per_tensor" in flags["--quantization"]["known"]
-    assert {"VLLM_CACHE_ROOT", "VLLM_ENGINE_READY_TIMEOUT_S"} <= set(repository(target)["environment"])
+    assert {"deepseek_r1", "qwen3"} <= set(flags["--reasoning-parser"]["known"])
+    variables = repository(target)["environment"]
+    assert (variables["VLLM_CACHE_ROOT"], variables["VLLM_ENGINE_READY_TIMEOUT_S"], variables["VLLM_LOG_STATS_INTERVAL"]) == ("text", "int", "float")
+    assert set(variables["VLLM_WORKER_MULTIPROC_METHOD"]) == {"spawn", "fork"}

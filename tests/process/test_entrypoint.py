@@ -81,7 +81,7 @@ def test_all_that_cannot_be_mapped_is_said_at_once(entrypoint: ModuleType) -> No
         "ENGINE_MODEL is not set. Give it a directory or a hub name (Qwen/Qwen3-8B), in an --env-file or the environment",
         "ENGINE_ENFORCE_EAGER=false: --enforce-eager has no form that turns it off. Delete the line: it is off when it is not set",
         "ENGINE_MAX_NUM_SEQS=false: --max-num-seqs has no form that turns it off. Delete the line: it is off when it is not set",
-        "ENGINE_LORA_MODULES: its value cannot be split into a list: no closing quotation",
+        "ENGINE_LORA_MODULES: its value is not a list: no closing quotation",
     ]
 
 

@@ -110,10 +110,11 @@ def test_fields_that_a_later_writer_adds_are_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "docker" / "engine" / "catalogue"
     folder.mkdir(parents=True)
     flags = {"--x": {"type": "int", "minimum": 1, "since": "0.40.0"}}
-    (folder / "cpu.json").write_text(json.dumps({"version": "1", "target": "cpu", "flags": flags, "environment": ["VLLM_X"], "engine": "vllm"}))
+    text = {"version": "1", "target": "cpu", "flags": flags, "environment": {"VLLM_X": "int"}, "engine": "vllm"}
+    (folder / "cpu.json").write_text(json.dumps(text))
     loaded = catalogue.load("cpu", root=tmp_path)
     assert loaded.flags["--x"].minimum == 1
-    assert loaded.environment == {"VLLM_X"}
+    assert loaded.environment == {"VLLM_X": "int"}
 
 
 @pytest.mark.parametrize(("value", "expected"), [
@@ -121,3 +122,20 @@ def test_fields_that_a_later_writer_adds_are_left_alone(tmp_path: Path) -> None:
     ("a=/x 'b=/y z'", ["a=/x", "b=/y z"]), ('{"a": 1}  ', ['{"a": 1}'])])
 def test_a_list_is_split_on_the_host_as_in_the_container(value: str, expected: list[str]) -> None:
     assert catalogue.elements(value) == entrypoint.elements(value) == expected
+
+
+@pytest.mark.parametrize("value", ['[{"a": 1}]', "[1, 2]", 'a=/x {"a": 1}', '{"a": 1},{"b": 2}', '{"a": 1}{"b": 2}', '{"a": 1} b=/x', '{"a": ', "'a"])
+def test_what_is_no_list_is_refused_on_the_host_as_in_the_container(value: str) -> None:
+    for split in (catalogue.elements, entrypoint.elements):
+        with pytest.raises(ValueError, match=r"\w"):
+            split(value)
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("VLLM_ENGINE_READY_TIMEOUT_S", "1800", ""), ("VLLM_ENGINE_READY_TIMEOUT_S", "1e3", "not a whole number"),
+    ("VLLM_LOG_STATS_INTERVAL", "0.5", ""), ("VLLM_LOG_STATS_INTERVAL", "x", "not a number"),
+    ("VLLM_FLOAT32_MATMUL_PRECISION", "HIGH", ""), ("VLLM_FLOAT32_MATMUL_PRECISION", "hgh", "Did you mean high?"),
+    ("VLLM_CACHE_ROOT", "/x", ""), ("OMP_NUM_THREADS", "x", "")])
+def test_a_variable_takes_what_the_engines_own_reader_takes(key: str, value: str, said: str) -> None:
+    found = catalogue.load("cuda").variable_fault(key, value)
+    assert said in found if said else found == ""

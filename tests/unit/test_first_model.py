@@ -64,7 +64,11 @@ def world(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
 
 
 def test_it_is_fetched_converted_and_served_where_no_model_is_named(world: object, store: Path, tmp_path: Path) -> None:
-    found = first.provided(load())
+    before = os.umask(0o077)
+    try:
+        found = first.provided(load())
+    finally:
+        os.umask(before)
     assert found.value("MODEL_DIR") == str(store / first.NAME)
     assert found.argv[:3] == ("vllm", "serve", "/model")
     assert found.served_model_name == first.NAME
@@ -89,6 +93,8 @@ def test_who_names_a_model_gets_that_one_and_nothing_is_fetched(sets: tuple[str,
     wanted = load(*sets)
     assert first.provided(wanted) == wanted
     assert not store.exists()
+    first.provided(load())
+    assert first.provided(wanted) == first.placed(wanted) == wanted
 
 
 def test_a_name_of_ones_own_stays_and_a_length_beyond_the_models_is_lowered(world: object) -> None:

@@ -231,3 +231,63 @@ def test_a_config_that_is_no_file_or_nested_without_end_is_named(tmp_path: Path)
     (tmp_path / "config.json").write_text('{"a":' * 100_000)
     with pytest.raises(PrerequisiteError, match="cannot be read"):
         modelshape.read(tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("num_hidden_layers", -4), ("num_hidden_layers", 0), ("num_hidden_layers", 2.5), ("num_hidden_layers", float("inf")),
+    ("num_hidden_layers", float("nan")), ("num_attention_heads", 0), ("num_attention_heads", -1), ("num_key_value_heads", 0),
+    ("num_key_value_heads", -2), ("head_dim", 0), ("hidden_size", 0), ("vocab_size", -1), ("intermediate_size", 0), ("max_position_embeddings", 0),
+    ("sliding_window", -1)])
+def test_a_config_with_numbers_that_no_model_has_is_named(key: str, value: float, tmp_path: Path) -> None:
+    with pytest.raises(PrerequisiteError, match=rf"config\.json: {key} is "):
+        modelshape.read(modelfolder.folder(tmp_path / "m", CONFIG | {"use_sliding_window": True, key: value}))
+
+
+@pytest.mark.parametrize(("named", "shown"), [("LlamaForCausalLM", "LlamaForCausalLM"), ([5, None], "5, None"), ([], "qwen2"), (None, "qwen2")])
+def test_architectures_are_shown_whatever_they_are(named: Any, shown: str, tmp_path: Path) -> None:
+    assert modelshape.read(modelfolder.folder(tmp_path / "m", CONFIG | {"architectures": named})).architecture == shown
+
+
+# Mistral's own edition
+
+PARAMS: dict[str, Any] = {"dim": 5120, "n_layers": 40, "n_heads": 32, "n_kv_heads": 8, "head_dim": 128, "hidden_dim": 32_768, "vocab_size": 131_072,
+                          "norm_eps": 1e-5, "rope_theta": 1e8, "max_position_embeddings": 32_768}
+PUBLISHED: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 32_768, "vocab_size": 131_072, "max_position_embeddings": 32_768,
+    "sliding_window": None, "tie_word_embeddings": False}
+
+
+def mistral(path: Path, **changes: Any) -> modelshape.Model:
+    path.mkdir()
+    (path / "params.json").write_text(json.dumps(PARAMS | changes))
+    return modelshape.read(path)
+
+
+def test_params_json_alone_says_what_the_config_of_the_same_model_says(tmp_path: Path) -> None:
+    assert mistral(tmp_path / "own") == modelshape.read(modelfolder.folder(tmp_path / "hf", PUBLISHED))
+
+
+def test_the_head_of_mistrals_own_edition_stays_as_it_is(tmp_path: Path) -> None:
+    own, tensors = tmp_path / "own", {"tok_embeddings.weight": ("BF16", (64, 32)), "output.weight": ("BF16", (64, 32)),
+                                      "layers.0.attention.wq.weight": ("BF16", (32, 32)), "vision_encoder.patch_conv.weight": ("BF16", (8, 8))}
+    mistral(own, dim=32, n_layers=1, n_heads=2, n_kv_heads=2, head_dim=16, hidden_dim=64, vocab_size=64)
+    modelfolder.safetensors(own / "consolidated.safetensors", tensors)
+    held = {(weight.kind, weight.rows) for weight in modelshape.read(own).weights}
+    assert held == {("embedding", 64), ("head", 64), ("linear", 32), ("modality", 8)}
+
+
+def test_windows_vision_and_quantization_of_params_json_are_read(tmp_path: Path) -> None:
+    found = mistral(tmp_path / "a", sliding_window=[None, 1024, 1024, 1024], quantization={"qformat_weight": "fp8_e4m3"}, vision_encoder={"dim": 8})
+    assert (found.attention.full, found.attention.windowed, found.attention.window) == (10, 30, 1024)
+    assert found.quantization == {"quant_method": "fp8"}
+    assert found.architecture == "PixtralForConditionalGeneration"
+    assert any("tower" in note for note in found.notes)
+    (tmp_path / "a" / "params.json").write_text(json.dumps({key: value for key, value in PARAMS.items() if key != "max_position_embeddings"}))
+    assert modelshape.read(tmp_path / "a").longest == 128_000
+
+
+@pytest.mark.parametrize("key", ["moe", "qk_nope_head_dim"])
+def test_what_is_not_read_of_params_json_is_named(key: str, tmp_path: Path) -> None:
+    with pytest.raises(PrerequisiteError, match=rf"params\.json: fit does not read {key} in Mistral's own edition"):
+        mistral(tmp_path / "m", **{key: {"num_experts": 8}})

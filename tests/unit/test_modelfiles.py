@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from bundle.models.folder import faults, summary
+from bundle.models.folder import faults, misfits, summary
+from support import verbs
 
 UID = 2000
 
@@ -314,7 +315,50 @@ def test_a_configuration_that_is_a_folder_a_pipe_or_endless_is_named_and_nobody_
     assert found(model) == said
 
 
-@pytest.mark.parametrize("text", ['{"architectures": 5}', '{"architectures": [1, null]}', '{"architectures": {}}', '{"architectures": "x"}'])
+@pytest.mark.parametrize("text", ['{"architectures": 5}', '{"architectures": [1, null]}', '{"architectures": {}}', '{"architectures": "x"}', "[", ""])
 def test_a_summary_stands_whatever_the_architectures_are(model: Path, text: str) -> None:
     (model / "config.json").write_text(text)
     assert summary(model).endswith(" in 2 files")
+
+
+# --- one verdict
+
+def adapter(model: Path) -> None:
+    (only(model, "adapter_model.safetensors") / "adapter_config.json").write_text("{}")
+
+
+def stray(model: Path) -> None:
+    (model / "model.safetensors.index.json").unlink()
+    safetensors(model / "adapter_model.safetensors", {"lora_A": 5})
+
+
+def left_over(model: Path) -> None:
+    for file in model.glob("model-*.safetensors"):
+        file.rename(model / file.name.replace("model-", "other-"))
+
+
+def gguf(model: Path) -> None:
+    only(model, "model.Q4_K_M.gguf")
+
+
+def pickle(model: Path) -> None:
+    only(model, "pytorch_model.bin")
+
+
+def several(model: Path) -> None:
+    for name in ("a", "b"):
+        (model / name).mkdir()
+        (model / name / "config.json").write_text("{}")
+    (model / "config.json").unlink()
+
+
+@pytest.mark.parametrize("spoil", [adapter, stray, left_over, gguf, pickle, several])
+def test_model_check_fit_and_doctor_say_the_same_of_a_folder(spoil: Callable[[Path], None], model: Path) -> None:
+    spoil(model)
+    said = misfits(model)[0].found
+    named = ("--profile", "cpu", "--set", f"MODEL_DIR={model}")
+    for verb, arguments, code in (("model", ("--from", str(model)), 3), ("check", named, 2), ("fit", (str(model), "--profile", "cpu"), 3),
+                                  ("doctor", named, 3)):
+        done = verbs.call(verb, *arguments)
+        assert done.returncode == code, (verb, done.stderr)
+        assert said in " ".join((done.stdout + done.stderr).split()), verb

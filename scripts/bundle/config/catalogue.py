@@ -20,8 +20,8 @@ from bundle.base.text import near
 TARGETS = ("cpu", "cuda")
 PREFIX = "ENGINE_"
 
-EXTENSIBLE = ("--tool-call-parser",)
-"""Flags whose known values a plugin file of the operator's own adds to (--tool-parser-plugin)."""
+EXTENSIBLE = {"--tool-call-parser": "--tool-parser-plugin", "--reasoning-parser": "--reasoning-parser-plugin"}
+"""Flags whose known values a plugin file of the operator's own adds to, and the flag that names the file."""
 
 _HUMAN = re.compile(r"\d+(\.\d+)?[kmgt]|\d+[KMGT]", re.ASCII)
 _SUFFIX = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -57,12 +57,12 @@ class Flag:
         """What is wrong with `value` for this flag, and what to write instead; "" when the engine's parser takes it."""
         if self.type == "bool":
             return self._bool_fault(value)
-        if not self._is_list(value):
+        if not self._is_list:
             return self._one_fault(value)
         try:
             items = elements(value)
         except ValueError as error:
-            return f"{value!r} cannot be split into a list: {error}. Write its elements with blanks between them, JSON objects too."
+            return f"{value!r} is not a list: {error}. Write its elements with blanks between them: A B, or {{…}} {{…}}."
         return next((fault for item in items if (fault := self._one_fault(item))), "")
 
     def arguments(self, key: str, value: str) -> tuple[str, ...]:
@@ -71,10 +71,11 @@ class Flag:
             return (option(key),)
         if value == "false":
             return (self.negative,) if self.negative else ()
-        return (option(key), *elements(value)) if self._is_list(value) else (option(key), value)
+        return (option(key), *elements(value)) if self._is_list else (option(key), value)
 
-    def _is_list(self, value: str) -> bool:
-        return self.nargs not in (None, "?") and value[:1] != "["
+    @property
+    def _is_list(self) -> bool:
+        return self.nargs not in (None, "?")
 
     def _bool_fault(self, value: str) -> str:
         if value not in ("true", "false"):
@@ -121,12 +122,23 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """All flags of one engine version, and the names of the environment variables that it knows."""
+    """All flags of one engine version, and the environment variables that it knows, each with what it takes: int, float, text, or its values."""
 
     version: str
     target: str
     flags: Mapping[str, Flag]
-    environment: frozenset[str]
+    environment: Mapping[str, str | tuple[str, ...]]
+
+    def variable_fault(self, key: str, value: str) -> str:
+        """What is wrong with `value` for the environment variable `key`; "" when its reader takes it, or it is not the engine's."""
+        kind = self.environment.get(key, "text")
+        if isinstance(kind, tuple):
+            return "" if value.lower() in {choice.lower() for choice in kind} else _choice_fault(value, kind)
+        if kind == "text" or parse_number(value, kind) is not None:
+            return ""
+        number = parse_number(value, "float")
+        use = f" Use {key}={math.ceil(number)}." if number is not None else ""
+        return f"{value!r} is not {'a whole number' if kind == 'int' else 'a number'}, and the engine ends at anything else.{use}"
 
     @cached_property
     def _spellings(self) -> dict[str, Flag]:
@@ -164,7 +176,8 @@ def parse(text: str, where: str) -> Catalogue:
     try:
         raw = json.loads(text)
         flags = {name: _flag(name, fields) for name, fields in raw["flags"].items()}
-        return Catalogue(version=raw["version"], target=raw["target"], flags=flags, environment=frozenset(raw["environment"]))
+        environment = {name: tuple(kind) if isinstance(kind, list) else str(kind) for name, kind in raw["environment"].items()}
+        return Catalogue(version=raw["version"], target=raw["target"], flags=flags, environment=environment)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{where}: not a flag catalogue ({error})", fix="git checkout it, or `make build` writes it") from error
 
@@ -180,15 +193,21 @@ def option(key: str) -> str:
 
 
 def elements(value: str) -> list[str]:
-    """The elements of a list, as docker/engine/entrypoint.py splits it: words as in a shell, or JSON objects with blanks between them.
+    """The elements of a list, as docker/engine/entrypoint.py splits it: words as in a shell, or JSON objects, with blanks between them.
 
-    Raises ValueError where a quote or an object does not end.
+    Raises ValueError for anything else: a quote or an object that does not end, both kinds in one list, a JSON list.
     """
+    if value.startswith("["):
+        raise ValueError("it is a JSON list")
     if not value.startswith("{"):
+        if re.search(r"\s\{", value):
+            raise ValueError("words and JSON objects do not mix")
         return shlex.split(value)
     found, at = [], 0
     while at < len(value):
         _, end = json.JSONDecoder().raw_decode(value, at)
+        if value[end:end + 1].strip():
+            raise ValueError(f"no blank after the object that ends at character {end}")
         found.append(value[at:end])
         at = end + len(value[end:]) - len(value[end:].lstrip())
     return found

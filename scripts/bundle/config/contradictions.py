@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bundle.base.text import near
-from bundle.config.catalogue import PREFIX, Catalogue, parse_number
+from bundle.config.catalogue import EXTENSIBLE, PREFIX, Catalogue, env_key, parse_number
 from bundle.config.envfile import Entry, Problem
 from bundle.config.keys import size_bytes
 from bundle.machine import devices
@@ -16,6 +16,8 @@ from bundle.machine.devices import GIB
 
 ENGINE_ADDRESS = {"ENGINE_HOST": "0.0.0.0", "ENGINE_PORT": "8000"}  # noqa: S104  (inside its container; the gateway alone publishes)
 """Where the gateway reaches the engine: fixed in compose.yaml and in the gateway's configuration."""
+
+_SPLITS = ("ENGINE_TENSOR_PARALLEL_SIZE", "ENGINE_PIPELINE_PARALLEL_SIZE", "ENGINE_DATA_PARALLEL_SIZE")
 
 CPU_ENGINE_GIB = 3.0
 """Peak of a start of the CPU engine without its KV cache (measured: 2.3 to 2.9)."""
@@ -120,9 +122,6 @@ def _container_memory(values: _Values) -> Iterator[Finding]:
     if "HOST_SHM_SIZE" in values and size_bytes(values["HOST_SHM_SIZE"]) >= limit:
         yield "HOST_SHM_SIZE", f"shared memory counts within HOST_ENGINE_MEMORY={values['HOST_ENGINE_MEMORY']}. Make it less.", "error"
     cache = values.number("VLLM_CPU_KVCACHE_SPACE")
-    if cache is not None and cache != int(cache):
-        yield ("VLLM_CPU_KVCACHE_SPACE", f"{cache:g}: the engine takes whole GiB and ends at anything else. "
-               f"Use VLLM_CPU_KVCACHE_SPACE={math.ceil(cache)}.", "error")
     if not values.cuda and cache is not None and (cache + CPU_ENGINE_GIB) * 2**30 > limit:
         yield ("VLLM_CPU_KVCACHE_SPACE", f"{cache:g} GiB of KV cache and about {CPU_ENGINE_GIB:g} GiB for the engine are more than "
                f"HOST_ENGINE_MEMORY={values['HOST_ENGINE_MEMORY']}: the kernel would kill it. Lower the one, or raise the other.", "warning")
@@ -185,20 +184,40 @@ def _image(values: _Values) -> Iterator[Finding]:
 
 def _gpus(values: _Values) -> Iterator[Finding]:
     there = values.number("HOST_GPU_COUNT")
-    keys = ("ENGINE_TENSOR_PARALLEL_SIZE", "ENGINE_PIPELINE_PARALLEL_SIZE", "ENGINE_DATA_PARALLEL_SIZE")
-    wanted = math.prod(values.number(key) or 1 for key in keys)
+    wanted = _parallel(values)
     if values.cuda and there is not None and wanted > there:
-        yield (next(key for key in keys if key in values),
+        yield (next(key for key in _SPLITS if key in values),
                f"splits the model over {wanted:g} GPUs, and the engine gets HOST_GPU_COUNT={there:g}. Use HOST_GPU_COUNT={wanted:g}.", "error")
 
 
 def _visible_gpus(values: _Values) -> Iterator[Finding]:
     """In its container an engine's GPUs are numbered from 0, whichever of the host's they are."""
     named, there = values["CUDA_VISIBLE_DEVICES"], values.number("HOST_GPU_COUNT")
-    numbers = [int(one) for one in named.split(",") if one.strip().isdigit()]
-    if values.cuda and there is not None and numbers and max(numbers) >= there:
-        yield ("CUDA_VISIBLE_DEVICES", f"the engine's container holds {there:g} GPU{'s' if there > 1 else ''}, numbered from 0, and {max(numbers)} "
+    if values.cuda and "NVIDIA_VISIBLE_DEVICES" in values:
+        yield "NVIDIA_VISIBLE_DEVICES", "Docker sets it from HOST_GPUS. Delete the line; HOST_GPUS chooses among the host's GPUs.", "error"
+    if not values.cuda or not named or there is None:
+        return
+    words = [word.strip() for word in named.split(",")]
+    beyond = next((word for word in words if word.isdigit() and int(word) >= there), "")
+    if beyond:
+        yield ("CUDA_VISIBLE_DEVICES", f"the engine's container holds {there:g} GPU{'s' if there > 1 else ''}, numbered from 0, and {beyond} "
                f"is none of them. Delete the line; HOST_GPUS={named} chooses among the host's.", "error")
+    elif any(not word.isdigit() and not word.startswith(("GPU-", "MIG-")) for word in words):
+        yield ("CUDA_VISIBLE_DEVICES", f"{named!r} hides every GPU from the engine, or the ones from the first such word on. Delete the line; "
+               "HOST_GPUS chooses among the host's.", "error")
+    elif (wanted := _parallel(values)) > len(words):
+        yield ("CUDA_VISIBLE_DEVICES", f"shows the engine {len(words)} of its GPUs, and it splits the model over {wanted:g}. Delete the line.",
+               "error")
+
+
+def _parallel(values: _Values) -> float:
+    """Over how many GPUs one engine splits its model."""
+    return math.prod(values.number(key) or 1 for key in _SPLITS)
+
+
+def _adapters(values: _Values) -> Iterator[Finding]:
+    if "ENGINE_LORA_MODULES" in values and values["ENGINE_ENABLE_LORA"] != "true":
+        yield "ENGINE_LORA_MODULES", "no adapter is served without ENGINE_ENABLE_LORA=true. Add that line, or delete this one.", "error"
 
 
 def _tools(values: _Values) -> Iterator[Finding]:
@@ -206,10 +225,11 @@ def _tools(values: _Values) -> Iterator[Finding]:
     if values["ENGINE_ENABLE_AUTO_TOOL_CHOICE"] == "true" and not parser:
         yield ("ENGINE_ENABLE_AUTO_TOOL_CHOICE", "the engine refuses it without a parser of the model's tool calls. Add ENGINE_TOOL_CALL_PARSER= "
                "with the model's (hermes, llama3_json, qwen3_coder, …), or delete the line.", "error")
-    flag = values.catalogue.find("ENGINE_TOOL_CALL_PARSER")
-    if parser and flag and flag.known and parser not in flag.known and not values["ENGINE_TOOL_PARSER_PLUGIN"]:
-        yield ("ENGINE_TOOL_CALL_PARSER", f"vLLM {values.catalogue.version} has no parser {parser!r}, and ENGINE_TOOL_PARSER_PLUGIN names no file "
-               f"that brings it.{near(parser, flag.known)}", "error")
+    for name, plugin in EXTENSIBLE.items():
+        flag, chosen = values.catalogue.flags.get(name), values[env_key(name)]
+        if chosen and flag and flag.known and chosen not in flag.known and not values[env_key(plugin)]:
+            yield (flag.key, f"vLLM {values.catalogue.version} has no parser {chosen!r}, and {env_key(plugin)} names no file that brings it."
+                   f"{near(chosen, flag.known)}", "error")
 
 
 def _replicas(values: _Values) -> Iterator[Finding]:
@@ -235,4 +255,4 @@ def _model(values: _Values) -> Iterator[Finding]:
 
 _CHECKS: tuple[Callable[[_Values], Iterator[Finding]], ...] = (
     _one_flag_set_twice, _deprecated, _batching, _graphs, _metrics, _gpu_memory, _container_memory, _allocator, _compile_cache, _development_routes,
-    _address, _stopping, _image, _gpus, _visible_gpus, _tools, _replicas, _model)
+    _address, _stopping, _image, _gpus, _visible_gpus, _adapters, _tools, _replicas, _model)

@@ -77,6 +77,8 @@ class Rules:
             if flag := self.catalogue.find(key.replace("VLLM_", "ENGINE_", 1)):
                 return f"vLLM has no such variable; VLLM_ is its own prefix. Use {flag.key}={value}."
             return f"vLLM {self.catalogue.version} knows no such variable (it would only warn).{near(key, self.catalogue.environment)}"
+        if fault := self.catalogue.variable_fault(key, value):
+            return fault
         return next((fault for record in self.records if record.key == key and (fault := record.fault(value))), "")
 
     def _unknown_fault(self, key: str) -> str:

@@ -40,9 +40,12 @@ class Fields:
     source: str
 
     def number(self, *keys: str, default: int | None = None) -> int:
-        """The first of `keys` that is set. Raises PrerequisiteError when none is and there is no default."""
+        """The first of `keys` that is set. Raises PrerequisiteError when none is and there is no default, and for what no model has: a part of a
+        layer, less than no heads, or none of what stands at one and more by default."""
         for key in keys:
             if isinstance(value := self.values.get(key), (int, float)) and not isinstance(value, bool):
+                if value < 0 or value % 1 != 0 or (value == 0 and default != 0):
+                    raise PrerequisiteError(f"{self.source}: {key} is {value:g}", fix="is it the config.json that was published with the model?")
                 return int(value)
         if default is None:
             raise PrerequisiteError(f"{self.source}: no {keys[0]}", fix="is it the config.json that was published with the model?")

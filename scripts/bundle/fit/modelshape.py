@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bundle.base.errors import PrerequisiteError
+from bundle.fit import mistral, safetensors
 from bundle.fit import quantization as schemes
-from bundle.fit import safetensors
 from bundle.fit.architectures import FAMILIES, Fields, Weight, count
 
 CONFIG, MODELOPT, HEADERS = "config.json", "hf_quant_config.json", "safetensors headers"
@@ -67,13 +67,13 @@ class Model:
 def read(directory: Path) -> Model:
     """The model in `directory`. Raises PrerequisiteError when config.json or a weight file is missing or damaged, or the architecture alone
     does not say how many weights there are and there are none to look at."""
-    raw = _json(directory / CONFIG)
+    raw = read_config(directory)
     text = next((raw[key] for key in _TEXT if isinstance(raw.get(key), dict)), raw)
     kind = str(text.get("model_type") or raw.get("model_type") or "")
     family = FAMILIES.get(kind)
     outer = {key: raw[key] for key in ("tie_word_embeddings",) if key in raw}
     fields = Fields(values={**(family.defaults if family else {}), **outer, **text}, source=str(directory / CONFIG))
-    architecture = ", ".join(raw.get("architectures") or [kind or "unnamed architecture"])
+    architecture = architectures(raw) or kind or "unnamed architecture"
     quantization = read_quantization(directory)
     scheme = schemes.stored(quantization)
     attention = _attention(fields, architecture, latent=family.latent if family else "kv_lora_rank" in text)
@@ -92,10 +92,23 @@ def read(directory: Path) -> Model:
                  notes=tuple(_notes(raw, architecture, weights, counted, scheme)))
 
 
+def read_config(directory: Path) -> Mapping[str, Any]:
+    """What config.json says; where there is only Mistral's own params.json, the same in its words. Raises PrerequisiteError as `read`."""
+    if not (directory / CONFIG).exists() and (directory / mistral.PARAMS).exists():
+        return mistral.config(_json(directory / mistral.PARAMS), str(directory / mistral.PARAMS))
+    return _json(directory / CONFIG)
+
+
+def architectures(config: Mapping[str, Any]) -> str:
+    """The architectures that a config names, with commas between; "" where it names none."""
+    named = config.get("architectures") or []
+    return ", ".join(map(str, named if isinstance(named, list) else [named]))
+
+
 def read_quantization(directory: Path) -> Mapping[str, Any]:
     """How the checkpoint in `directory` says that it is quantized: quantization_config, or ModelOpt's hf_quant_config.json, which the engine reads
     too (vLLM 0.33.0, config/model.py); empty when it is not. Raises PrerequisiteError as `read`."""
-    raw = _json(directory / CONFIG)
+    raw = read_config(directory)
     nested = [raw[key] for key in _TEXT if isinstance(raw.get(key), dict)]
     for one in (raw, *nested):
         if isinstance(said := one.get("quantization_config"), dict) and said:

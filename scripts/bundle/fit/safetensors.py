@@ -18,10 +18,12 @@ DTYPE_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, 
 _MAX_HEADER = 100_000_000  # the safetensors library's own limit
 _SCALE = re.compile(r"(scales?|scale_inv|scale_2|qzeros|zero_points?|zeros|g_idx|weight_shape|absmax|quant_map|quant_state\S*)$")
 _PACKED = re.compile(r"(qweight|weight_packed|_blocks)$")
-_MODALITY = re.compile(r"(^|\.)(vision_\w+|visual|audio_\w+|image_newline|multi_modal_projector|mm_projector|embed_vision|embed_audio)(\.|$)")
+_MODALITY = re.compile(r"(^|\.)(vision_\w+|visual|audio_\w+|image_newline|multi_modal_projector|mm_projector|embed_vision|embed_audio"
+                       r"|pre_mm_projector_norm|patch_merger)(\.|$)")
 _DRAFT = re.compile(r"(^|\.)mtp\.")
 _LAYER = re.compile(r"(^|\.)layers\.(\d+)\.")
-_KINDS = ((re.compile(r"(embed_tokens|wte|word_embeddings|tok_embeddings)\.\w+$"), "embedding"), (re.compile(r"(^|\.)lm_head\."), "head"),
+_KINDS = ((re.compile(r"(embed_tokens|wte|word_embeddings|tok_embeddings)\.\w+$"), "embedding"),
+          (re.compile(r"(^|\.)lm_head\.|^output\.weight$"), "head"),  # output: in Mistral's own edition
           (re.compile(r"\.(gate|router|shared_expert_gate)\.\w+$"), "router"), (re.compile(r"\.experts\."), "expert"))
 
 

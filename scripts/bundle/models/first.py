@@ -103,7 +103,7 @@ def _fetch(settings: Settings, wheels: Path) -> None:
         environ["PIP_CERT"] = str(authorities)
     house = settings.path("WHEELHOUSE")
     _run([sys.executable, "-I", "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:",
-          "--require-hashes", "--retries=1", "--timeout=15", "--progress-bar=off", *([f"--find-links={house}"] if house else []),
+          "--retries=1", "--timeout=15", "--progress-bar=off", *([f"--find-links={house}"] if house else []),
           f"--dest={wheels}", f"--requirement={_LOCK}"], limit_s=_FETCH_LIMIT_S, environ=environ, filling=wheels.parent)
 
 

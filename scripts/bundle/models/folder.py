@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bundle.base.errors import PrerequisiteError
 from bundle.base.files import readable_by
+from bundle.fit.modelshape import architectures, read_config
 
 # One complete set is enough; vLLM and transformers find each of these by its name.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model*",), ("vocab.json", "merges.txt"), ("tekken.json",), ("vocab.txt",), ("*tiktoken*",))
@@ -102,12 +104,13 @@ def _other_thing(directory: Path) -> Fault | None:
 
 def summary(directory: Path) -> str:
     """Such as "Qwen3ForCausalLM, 16.4 GB in 5 files"."""
-    config = _object(directory / "config.json") or {}
-    named = config.get("architectures")
-    architectures = ", ".join(map(str, named if isinstance(named, list) and named else ["unnamed architecture"]))
+    try:
+        named = architectures(read_config(directory)) or "unnamed architecture"
+    except PrerequisiteError:
+        named = "unnamed architecture"
     files = list(directory.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files)
-    return f"{architectures}, {size / 1e9:.1f} GB in {len(files)} files" if files else f"{architectures}, no weights"
+    return f"{named}, {size / 1e9:.1f} GB in {len(files)} files" if files else f"{named}, no weights"
 
 
 def _configuration(directory: Path, again: str) -> list[Fault]:
