@@ -1,6 +1,6 @@
 # Every verb is one script; `python3 scripts/<verb>.py --help` tells its options.
 #   PROFILE=name         env/name.env               ENV_FILE="a.env b.env"   further files over it, last wins
-#   SET="KEY=VALUE …"    single values over all     PROJECT=name             another deployment beside this one
+#   SET="A=1 B=2 3"      single values over all     PROJECT=name             another deployment beside this one
 #   JSON=1               answers for machines       FLATTEN=file             check: write the env file to hand over
 #   GPU=name             a GPU of env/gpus.yaml instead of this host's (check, doctor, fit, profiles)
 # BASE_IMAGE, BUILD_CA_BUNDLE, WHEELHOUSE and HOST_SETUP may be given here too: `make up HOST_SETUP=never`.
@@ -10,7 +10,10 @@ PYTHON ?= python3
 project := $(if $(PROJECT),--project '$(PROJECT)')
 json := $(if $(JSON),--json)
 gpu := $(if $(GPU),--gpu '$(GPU)')
-deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(project)
+# By the environment and not in the line: a value may hold blanks, quotes and braces. It ends where the next KEY= starts.
+export SET
+sets := $(if $(SET),--set-all "$$SET")
+deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project)
 
 .PHONY: help up down restart roll rollback keys logs status check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
 
@@ -58,7 +61,7 @@ bench:  ## measure a suite of env/matrix.yaml (SUITE= CELL="a b" WORKLOAD= ROUND
 	  $(foreach c,$(CELL),--cell '$(c)') $(foreach w,$(WORKLOAD),--workload '$(w)') $(if $(ROUNDS),--rounds '$(ROUNDS)') \
 	  $(if $(REPEATS),--repeats '$(REPEATS)') $(if $(RUN),--run '$(RUN)') $(if $(RUNTIME),--runtime '$(RUNTIME)') \
 	  $(if $(CARD_GIB),--card-gib '$(CARD_GIB)') $(if $(SIDE_BY_SIDE),--side-by-side '$(SIDE_BY_SIDE)') \
-	  $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(json)
+	  $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(json)
 
 bench-apply:  ## write what a run recommends as env/NAME.env, the measured reason beside each line (RUN=name NAME=name)
 	@$(PYTHON) scripts/bench_apply.py '$(RUN)' $(if $(NAME),--name '$(NAME)') $(json)
@@ -67,7 +70,7 @@ bench-compare:  ## is run B slower than run A beyond noise? exit 6 (A=run B=run)
 	@$(PYTHON) scripts/bench_compare.py '$(A)' '$(B)' $(json)
 
 profiles:  ## all profiles with the model's fit, and the one that is chosen for this host (or GPU=rtx-5090)
-	@$(PYTHON) scripts/profiles.py $(gpu) $(foreach f,$(ENV_FILE),--env-file '$(f)') $(foreach s,$(SET),--set '$(s)') $(json)
+	@$(PYTHON) scripts/profiles.py $(gpu) $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(json)
 
 optimizations:  ## what each setting is worth (VERDICT=inert, NAME=--swap-space); AUDIT=1 proves it on the built image (IMAGE=, LIBRARY=)
 	@$(PYTHON) scripts/optimizations.py $(if $(AUDIT),audit $(if $(IMAGE),--image '$(IMAGE)') $(if $(LIBRARY),--library '$(LIBRARY)'),$\
@@ -85,7 +88,7 @@ handoff:  ## one folder or archive that runs the profile elsewhere with Docker a
 	@$(PYTHON) scripts/handoff.py $(deployment) $(gpu) $(if $(OUT),--out '$(OUT)') $(if $(WITH_IMAGES),--with-images) $(json)
 
 receive:  ## verify a handoff, load its images, check this host and start it (FILE=, INTO=, NO_START=1, ACCEPT_COMPOSE=1, SET="MODEL_DIR=…")
-	@$(PYTHON) scripts/receive.py $(if $(FILE),'$(FILE)') $(if $(INTO),--into '$(INTO)') $(foreach s,$(SET),--set '$(s)') $(project) \
+	@$(PYTHON) scripts/receive.py $(if $(FILE),'$(FILE)') $(if $(INTO),--into '$(INTO)') $(sets) $(project) \
 	  $(if $(ACCEPT_COMPOSE),--accept-compose) $(if $(NO_START),--no-start) $(json)
 
 test: lint  ## everything that CI holds, against real Docker and real vLLM on the CPU

@@ -62,7 +62,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--run", metavar="NAME", help="folder under reports/; one that was broken off goes on (default: date and suite)")
     parser.add_argument("--env-file", metavar="FILE", action="append", default=[], dest="env_files", type=Path,
                         help="lay FILE under every cell; repeatable")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="one value under every cell; repeatable")
+    cli.add_sets(parser, "one value under every cell")
     parser.add_argument("--runtime", choices=("compose", "process"), default="compose", help="process: vLLM is installed here and Docker is not")
     parser.add_argument("--side-by-side", type=_count, metavar="N", default=1,
                         help="process only, with --card-gib: keep N engines up at once on a GPU that has the room, and visit them in turn")

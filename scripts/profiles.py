@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     cli.add_gpu(parser)
     parser.add_argument("--env-file", metavar="FILE", action="append", default=[], help="lay FILE over each profile; repeatable, last wins")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="one value over all files")
+    cli.add_sets(parser, "one value over all files")
     cli.add_json(parser)
     options = parser.parse_args(argv)
     choice, rows = profiletable.profile_table(options.gpu, options.env_file, options.sets)

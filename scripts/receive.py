@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser(__doc__)
     parser.add_argument("source", metavar="FILE_OR_DIR", type=Path, help="what `make handoff` wrote")
     parser.add_argument("--into", metavar="DIR", type=Path, help="where to unpack an archive: a new folder")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="a value that is different on this host")
+    cli.add_sets(parser, "a value that is different on this host")
     parser.add_argument("--no-start", action="store_true", help="verify and load only")
     parser.add_argument("--accept-compose", action="store_true", help="run its compose.yaml though it is not this bundle's own")
     cli.add_project(parser)

@@ -1,6 +1,7 @@
 """What every verb shares: options that choose a deployment, and how a failure becomes an exit code."""
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -29,11 +30,21 @@ def add_project(to: argparse.ArgumentParser) -> None:
     to.add_argument("--project", metavar="NAME", help="Compose project (default: HOST_PROJECT of the env files)")
 
 
+def add_sets(to: argparse.ArgumentParser, about: str) -> None:
+    """--set KEY=VALUE, repeatable; and --set-all with several in one text, as make has them in SET=: a value ends where the next KEY= starts."""
+    to.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help=f"{about}; repeatable")
+    to.add_argument("--set-all", metavar="KEY=VALUE …", action="extend", dest="sets", default=[], type=_assignments, help=argparse.SUPPRESS)
+
+
+def _assignments(text: str) -> list[str]:
+    return re.split(r"\s+(?=[A-Z][A-Z0-9_]*=)", text.strip())
+
+
 def add_deployment(to: argparse.ArgumentParser) -> None:
     """--profile, --env-file, --set and --project: which deployment the verb is about."""
     to.add_argument("--profile", metavar="NAME", help="env/NAME.env (default: chosen for this host's hardware)")
     to.add_argument("--env-file", metavar="FILE", action="append", default=[], help="lay FILE over the profile; repeatable, last wins")
-    to.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="sets", help="one value over all files; an empty VALUE unsets")
+    add_sets(to, "one value over all files; an empty VALUE unsets")
     add_project(to)
 
 

@@ -1,12 +1,13 @@
 """How every verb fails, and what none of them shows."""
 
 import json
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from bundle import cli
+from bundle import ROOT, cli
 from bundle.base import console
 from bundle.service import lifecycle
 from bundle.service.deployment import Deployment
@@ -54,3 +55,17 @@ def test_no_verb_shows_the_password_of_a_proxy(show: Callable[[str], object], ca
 def test_what_is_no_password_stays(capsys: pytest.CaptureFixture[str]) -> None:
     console.emit_json({"url": "http://127.0.0.1:8005/v1", "mail": "a@b", "image": "registry.test/x@sha256:12"})
     assert json.loads(capsys.readouterr().out) == {"url": "http://127.0.0.1:8005/v1", "mail": "a@b", "image": "registry.test/x@sha256:12"}
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("A_B=1", ["A_B=1"]), ("A=1 B=", ["A=1", "B="]), ("A=1 2 4  B=x", ["A=1 2 4", "B=x"]),
+    ("""A={"n": "it's", "b": [1, 2]} B=/a b/c""", ["""A={"n": "it's", "b": [1, 2]}""", "B=/a b/c"])])
+def test_makes_set_may_hold_blanks_quotes_and_braces(given: str, expected: list[str], tmp_path: Path) -> None:
+    show = tmp_path / "show"
+    show.write_text('#!/bin/sh\nshift\nfor one; do printf "%s\\n" "$one"; done\n')
+    show.chmod(0o755)
+    made = subprocess.run(["make", "--no-print-directory", "check", f"PYTHON={show}", f"SET={given}"], cwd=ROOT, capture_output=True, text=True,
+                          check=True, timeout=30).stdout.splitlines()
+    parser = cli.parser("")
+    cli.add_sets(parser, "")
+    assert parser.parse_args(made).sets == expected
