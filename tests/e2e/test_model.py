@@ -408,7 +408,8 @@ def test_a_model_that_the_engine_cannot_load_is_not_fetched(hub: FakeHub, fetch:
     hub.repos[NAME] = Repo(files={"config.json": b"{}", "model.Q4_K_M.gguf": b"x"})
     run = fetch()
     assert run.returncode == 3
-    assert "has no weights that vLLM loads" in run.stderr
+    assert "has no *.safetensors, the one format that is taken" in run.stderr
+    assert "fix: " in run.stderr
     assert len(hub.requests) == 1
 
 
