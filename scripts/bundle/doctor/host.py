@@ -8,10 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundle.base.errors import ConfigurationError
-from bundle.config import catalogue
 from bundle.config.keys import HOST_KEYS, size_bytes
-from bundle.config.rules import AUTO
 from bundle.config.settings import Settings
 from bundle.doctor import secretfiles
 from bundle.doctor.check import Check, fail, ok, warn
@@ -78,7 +75,7 @@ class Needs:
             gpus=settings.gpu_count,
             chosen=settings.gpus if good("HOST_GPUS") else (),
             cdi=good("HOST_ACCELERATOR") == "cuda-cdi",
-            gpu_share=_gpu_share(settings, target),
+            gpu_share=settings.gpu_share,
             model_dir=assessment.model_folder(settings),
             model="" if settings.names_no_model else settings.value("ENGINE_MODEL"),
             weights=settings.value("ENGINE_LOAD_FORMAT") != "dummy",
@@ -284,18 +281,6 @@ def is_running(project: str, docker: Docker, host: Host) -> bool:
     if docker.error or not project:
         return False
     return bool(host.run("docker", "ps", "--quiet", "--filter", f"label={ports.PROJECT_LABEL}={project}").stdout.strip())
-
-
-def _gpu_share(settings: Settings, target: str) -> float | None:
-    if settings.value("ENGINE_KV_CACHE_MEMORY_BYTES"):
-        return 0.0
-    if settings.value("ENGINE_GPU_MEMORY_UTILIZATION") == AUTO:
-        return None
-    try:
-        flag = catalogue.load(target, root=settings.root).find("ENGINE_GPU_MEMORY_UTILIZATION")
-        return float(settings.value("ENGINE_GPU_MEMORY_UTILIZATION") or (flag and flag.default) or 0)
-    except (ConfigurationError, ValueError):
-        return 0.0
 
 
 def _existing(path: Path) -> Path:
