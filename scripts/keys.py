@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     if options.metrics_only and options.add is None:
         parser.error("--metrics-only goes with --add")
-    chosen = profile.load(cli.deployment(options))
+    chosen = profile.load_all(cli.deployment(options))[0]
     deployment = Deployment.from_settings(chosen)
     file = credentials.key_file(deployment, chosen)
     if file is None:
