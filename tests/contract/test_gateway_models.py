@@ -96,7 +96,7 @@ def test_an_unknown_model_is_refused_in_form_and_reaches_no_engine(site: Site, b
 def test_a_request_without_a_model_works_where_there_is_one_and_is_asked_for_it_where_there_are_several(site: Site, both: Door, alone: Door) -> None:
     for model in (None, ""):
         for number, door in enumerate((alone, both)):
-            reply = door.ask("POST", "/tokenize", headers={"X-Request-Id": f"nameless-{model}-{number}"}, json_body={"model": model, "prompt": "hello"})
+            reply = door.ask("POST", "/tokenize", headers={"X-Request-Id": f"nameless-{model}-{number}"}, json_body={"model": model, "prompt": "hi"})
             assert (reply.status, reply.code) == ((404, "404") if door is alone else (400, "model_required"))
     wait_until(lambda: reached(site, "nameless--0") == ["engine"], deadline_s=20, what="the only model's engine has seen it")
     assert reached(site, "nameless--1") == []

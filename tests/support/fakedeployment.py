@@ -244,6 +244,9 @@ class FakeDeployment(Deployment):
                     assert failure is not None
                     raise failure('Error response from daemon: Conflict. The container name "/fake-engine-1" is already in use by container "ab".')
                 assert not any(c.state == "created" for c in world.containers.values()), "Compose stumbles over what an interrupted run has left"
+                if "--remove-orphans" in arguments:
+                    for name in set(world.containers) - set(world.wanted(self)):
+                        world.stop(world.containers.pop(name))
                 names = [name for name in rest if not name.startswith("--")]
                 world.up(self, names, recreate=None if "--no-recreate" in rest else "--force-recreate" in rest)
             case ["stop", *services]:

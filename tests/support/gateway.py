@@ -139,8 +139,8 @@ class Site:
         """`service`: engine, of a replica engine-2 …, of another model engine-b …"""
         self.containers.append(f"{self.name}-{service}")
         docker("run", "--detach", "--init", "--name", self.containers[-1], "--network", self.name, "--network-alias", service, "--no-healthcheck",
-               "--env", f"FAKE_MODEL={model}", "--volume", f"{ROOT / 'tests' / 'fake_openai.py'}:/fake_openai.py:ro", "--entrypoint", "python3", *options, IMAGE,
-               "/fake_openai.py", "8000", *faults)
+               "--env", f"FAKE_MODEL={model}", "--volume", f"{ROOT / 'tests' / 'fake_openai.py'}:/fake_openai.py:ro", "--entrypoint", "python3",
+               *options, IMAGE, "/fake_openai.py", "8000", *faults)
 
     def stop_engine(self) -> None:
         docker("rm", "--force", self.upstream)
@@ -169,7 +169,8 @@ class Site:
         self.containers.append(name)
         settings = {"GATEWAY_AUTH": "" if keys is None else "on", "GATEWAY_TLS": "" if certificate is None else "on",
                     "GATEWAY_MODELS": "" if models is None else "on", **(environment or {})}
-        files = {"/run/secrets/gateway_api_keys": keys, "/run/secrets/gateway_tls": certificate, "/run/secrets/gateway_models": models, CONFIG: config}
+        files = {"/run/secrets/gateway_api_keys": keys, "/run/secrets/gateway_tls": certificate, "/run/secrets/gateway_models": models,
+                 CONFIG: config}
         options = [option for key, value in settings.items() for option in ("--env", f"{key}={value}")]
         for number, (target, text) in enumerate(files.items()):
             if text is not None:

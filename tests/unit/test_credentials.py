@@ -45,8 +45,9 @@ def test_a_list_shows_names_and_no_key(file: Path) -> None:
     file.write_text(f"{ALICE}sk-canary-unnamed-4711\nsk-canary-scraper-4711 prometheus metrics-only\n")
     shown = keys(file)
     assert (shown[0], "canary" in shown[1]) == (0, False)
-    assert json.loads(keys(file, "--json")[1])["keys"] == [{"name": "alice", "metrics_only": False}, {"name": "", "metrics_only": False},
-                                                           {"name": "prometheus", "metrics_only": True}]
+    assert json.loads(keys(file, "--json")[1])["keys"] == [
+        {"name": "alice", "metrics_only": False, "class": None}, {"name": "", "metrics_only": False, "class": None},
+        {"name": "prometheus", "metrics_only": True, "class": None}]
 
 
 @pytest.mark.parametrize(("arguments", "said"), [

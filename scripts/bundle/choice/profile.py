@@ -82,13 +82,15 @@ def _held_to_folder(found: Settings) -> Settings:
 
 def _held_to_adapters(found: Settings) -> Settings:
     """`found`, with an error for each LoRA adapter whose folder on this host is none."""
-    folder, problems, seen = found.path("MODEL_ADAPTERS_DIR"), [], found.entries.get("ENGINE_LORA_MODULES")
-    for name, path in found.adapters.items() if folder and seen else ():
-        if path.startswith(f"{ADAPTERS_IN_CONTAINER}/"):
-            there = folder / path.removeprefix(f"{ADAPTERS_IN_CONTAINER}/")
-            if not (there / "adapter_config.json").is_file():
-                problems.append(Problem(file=seen.file, line=seen.line, key=seen.key, message=f"{name}: {there} holds no adapter (adapter_config.json and "
-                                        f"adapter_model.safetensors). MODEL_ADAPTERS_DIR={folder} is what {ADAPTERS_IN_CONTAINER} stands for."))
+    folder, seen = found.path("MODEL_ADAPTERS_DIR"), found.entries.get("ENGINE_LORA_MODULES")
+    if folder is None or seen is None:
+        return found
+    problems = []
+    for name, path in found.adapters.items():
+        there = folder / path.removeprefix(f"{ADAPTERS_IN_CONTAINER}/")
+        if path.startswith(f"{ADAPTERS_IN_CONTAINER}/") and not (there / "adapter_config.json").is_file():
+            problems.append(Problem(file=seen.file, line=seen.line, key=seen.key, message=f"{name}: {there} holds no adapter (adapter_config.json, "
+                                    f"adapter_model.safetensors). MODEL_ADAPTERS_DIR={folder} is what {ADAPTERS_IN_CONTAINER} stands for."))
     return replace(found, problems=(*found.problems, *problems))
 
 
@@ -121,8 +123,8 @@ def load(wanted: Wanted, *, root: Path = ROOT, environ: Mapping[str, str] | None
     Raises ConfigurationError as `settings.load`, and where several profiles are named.
     """
     if "," in wanted.profile:
-        raise ConfigurationError(f"{wanted.profile} are several models, and this verb takes one", fix="name one of the profiles; up, roll, check, build and "
-                                 "doctor take several")
+        raise ConfigurationError(f"{wanted.profile} are several models, and this verb takes one", fix="name one of the profiles; up, roll, check, "
+                                 "build, doctor and keys take several")
 
     def loaded(profile: str | None, chosen_by: str = "--profile") -> Settings:
         found = settings.load(profile, wanted.env_files, wanted.sets, root=root, environ=environ, chosen_by=chosen_by)

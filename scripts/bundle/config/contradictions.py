@@ -223,10 +223,10 @@ def _adapters(values: _Values) -> Iterator[Finding]:
         yield "ENGINE_LORA_MODULES", "no adapter is served without ENGINE_ENABLE_LORA=true. Add that line, or delete this one.", "error"
     for name, path in catalogue.adapters(values["ENGINE_LORA_MODULES"]).items():
         if not path or re.search(r"\s", name):
-            yield "ENGINE_LORA_MODULES", f"{name!r} is not NAME=PATH, or its name has a blank. Write sql=/adapters/sql, with blanks between several.", "error"
+            yield "ENGINE_LORA_MODULES", f"{name!r} is not NAME=PATH, or its name has a blank. Write sql=/adapters/sql.", "error"
         elif path.startswith("/adapters/") and "MODEL_ADAPTERS_DIR" not in values:
-            yield ("ENGINE_LORA_MODULES", f"nothing is mounted at /adapters, where {name} is looked for. Set MODEL_ADAPTERS_DIR to the folder on this host "
-                   "that holds the adapters' folders.", "error")
+            yield ("ENGINE_LORA_MODULES", f"nothing is mounted at /adapters, where {name} is looked for. Set MODEL_ADAPTERS_DIR to the folder on "
+                   "this host with the adapters' folders.", "error")
         if name in values["ENGINE_SERVED_MODEL_NAME"].split():
             yield "ENGINE_LORA_MODULES", f"{name} is the model's own name (ENGINE_SERVED_MODEL_NAME). Give the adapter another.", "error"
 

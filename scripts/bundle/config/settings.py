@@ -234,7 +234,7 @@ def load(profile: str | None, env_files: Sequence[str | Path] = (), sets: Sequen
 
 
 def load_beside(first: Settings, profile: str, *, root: Path = ROOT) -> Settings:
-    """A further model of the deployment whose first is `first`: base.env and its own env file, with what is the whole deployment's taken from `first`.
+    """A further model of the deployment whose first is `first`: base.env and its own env file, and what is the whole deployment's from `first`.
 
     What lies over the first one's profile (site.env, --env-file, --set) is of that model, and does not reach this one. Where its own file says
     something else of what is shared, that is among the `problems`. Raises ConfigurationError where there is no such profile.

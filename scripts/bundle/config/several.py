@@ -1,7 +1,7 @@
 """Several models in one deployment: Settings for each, and what they must not contradict each other in."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from bundle.config.envfile import Entry, Problem
@@ -37,36 +37,34 @@ def _names(models: Sequence[Settings]) -> Iterator[tuple[int, Problem]]:
         for name in dict.fromkeys(each.model_names):
             if name in taken:
                 other = taken[name]
-                yield number, _problem(each, _NAME, f"{name} is served by profile {other.profile} already ({_origin(other, _NAME)}), and requests are "
-                                       f"told apart by the model's name. Set {_NAME} to another in env/{each.profile}.env.")
+                yield number, _problem(each, _NAME, f"{name} is served by profile {other.profile} already ({_origin(other, _NAME)}), and requests "
+                                       f"are told apart by the model's name. Set {_NAME} to another in env/{each.profile}.env.")
             taken[name] = each
 
 
 def _cards(models: Sequence[Settings]) -> Iterator[tuple[int, Problem]]:
-    on: Mapping[str, list[int]] = defaultdict(list)
+    on: dict[str, list[int]] = defaultdict(list)
     for number, each in enumerate(models):
         for card in cards(each):
             on[card].append(number)
     if len({card.isdigit() for card in on}) > 1:
         last = max(numbers[-1] for numbers in on.values())
-        yield last, _problem(models[last], "HOST_GPUS", "GPUs are named by index for one model and by UUID for another: whether they share one cannot be "
-                             "told. Name all in one way.")
+        yield last, _problem(models[last], "HOST_GPUS", "GPUs are named by index for one model and by UUID for another: whether they share one "
+                             "cannot be told. Name all in one way.")
         return
-    told = set()
-    for card, numbers in on.items():
+    for card, numbers in {tuple(numbers): (card, numbers) for card, numbers in reversed(on.items())}.values():
         sharing = [models[number] for number in numbers]
-        if len(sharing) < 2 or tuple(numbers) in told:
+        if len(sharing) < 2:
             continue
-        told.add(tuple(numbers))
-        last, remedy = sharing[-1], f"or give each its own card: HOST_GPUS in env/{sharing[-1].profile}.env"
+        which, remedy = sharing[-1], f"or give each its own card: HOST_GPUS in env/{sharing[-1].profile}.env"
         if automatic := [each.profile for each in sharing if each.gpu_share is None]:
-            yield numbers[-1], _problem(last, _SHARE, f"GPU {card} is shared by {' and '.join(each.profile for each in sharing)}, and auto "
+            yield numbers[-1], _problem(which, _SHARE, f"GPU {card} is shared by {' and '.join(each.profile for each in sharing)}, and auto "
                                         f"({', '.join(automatic)}) takes all that is free. Write a number, {remedy}.")
             continue
         shares = [(each.profile, each.gpu_share or 0.0) for each in sharing]
         if (total := sum(share for _, share in shares)) > 1 + 1e-9:
             sum_ = " + ".join(f"{share:g} ({profile})" for profile, share in shares)
-            yield numbers[-1], _problem(last, _SHARE, f"GPU {card} is overbooked: {sum_} = {total:.4g} of its memory. Lower one of them "
+            yield numbers[-1], _problem(which, _SHARE, f"GPU {card} is overbooked: {sum_} = {total:.4g} of its memory. Lower one of them "
                                         f"({', '.join(_origin(each, _SHARE) for each in sharing)}), {remedy}.")
 
 
@@ -78,7 +76,8 @@ def _unnamed(models: Sequence[Settings]) -> Iterator[tuple[int, Problem]]:
 
 def _count(models: Sequence[Settings]) -> Iterator[tuple[int, Problem]]:
     if len(models) > len(MODELS):
-        yield len(models) - 1, Problem(file="--profile", line=0, key="", message=f"{len(models)} models; one deployment serves at most {len(MODELS)}.")
+        what = f"{len(models)} models; one deployment serves at most {len(MODELS)}."
+        yield len(models) - 1, Problem(file="--profile", line=0, key="", message=what)
 
 
 def _problem(settings: Settings, key: str, message: str) -> Problem:

@@ -54,12 +54,12 @@ def listed(file: Path) -> Sequence[Key]:
     return keys
 
 
-def add(file: Path, name: str, *, metrics_only: bool = False) -> Key:
+def add(file: Path, name: str, *, metrics_only: bool = False, class_: str = "") -> Key:
     """A new key under `name` at the end of the file, which is made where there is none. Raises ConfigurationError where the name does not do."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     if fault := apikeys.name_fault(name, listed(file) if text else ()):
         raise ConfigurationError(fault, fix="choose another name; `make keys` lists those that are taken")
-    key = Key(secret=f"sk-{secrets.token_hex(24)}", name=name, metrics_only=metrics_only)
+    key = Key(secret=f"sk-{secrets.token_hex(24)}", name=name, metrics_only=metrics_only, class_=class_)
     new = not file.exists()
     files.write_whole(file, text + ("" if text.endswith("\n") or not text else "\n") + key.line)
     if new:

@@ -187,6 +187,12 @@ class Deployment:
         file = self._file(_ROUTES)
         return {name: to for name, _, to in (line.partition(" ") for line in file.read_text().splitlines())} if file.is_file() else {}
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """One name of each model that is served, the first model's first."""
+        names = {to.partition(" ")[0]: name for name, to in reversed([*self.routes().items()])}
+        return tuple(names[service] for service in MODELS if service in names)
+
     def rendered(self, service: str) -> Mapping[str, Any]:
         """The engines of a further model, by their services' names, as Compose reads compose.yaml with its env file."""
         done = self._compose([*self._base(self._file(_env(service))), "config", "--format", "json"], failure=PrerequisiteError)

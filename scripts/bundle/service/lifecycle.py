@@ -172,7 +172,7 @@ def _converge(deployment: Deployment, before: Mapping[str, Container], *, recrea
         deployment.start("--no-recreate", "--remove-orphans")
     else:
         # One model after another: an engine measures what is free of its GPU while it starts, and one that loads onto the same GPU spoils that.
-        *leading, _ = models = [model for model in MODELS if model in plan]
+        *leading, _ = [model for model in MODELS if model in plan]
         for model in leading:
             names = [name for name in plan if model_of(name) == model]
             deployment.start("--no-deps", GATEWAY, *names)
