@@ -8,7 +8,7 @@ from bundle.config.envfile import Entry, Problem
 from bundle.config.keys import HOST_KEYS, MODELS
 from bundle.config.settings import Settings
 
-_SHARE, _NAME = "ENGINE_GPU_MEMORY_UTILIZATION", "ENGINE_SERVED_MODEL_NAME"
+_SHARE, _NAME, _ADAPTERS = "ENGINE_GPU_MEMORY_UTILIZATION", "ENGINE_SERVED_MODEL_NAME", "ENGINE_LORA_MODULES"
 
 
 def held_together(models: Sequence[Settings]) -> tuple[Settings, ...]:
@@ -36,10 +36,15 @@ def _names(models: Sequence[Settings]) -> Iterator[tuple[int, Problem]]:
             continue
         for name in dict.fromkeys(each.model_names):
             if name in taken:
-                other = taken[name]
-                yield number, _problem(each, _NAME, f"{name} is served by profile {other.profile} already ({_origin(other, _NAME)}), and requests "
-                                       f"are told apart by the model's name. Set {_NAME} to another in env/{each.profile}.env.")
+                other, key = taken[name], _naming(each, name)
+                yield number, _problem(each, key, f"{name} is served by profile {other.profile} already ({_origin(other, _naming(other, name))}), "
+                                       f"and requests are told apart by the model's name. Set another in env/{each.profile}.env.")
             taken[name] = each
+
+
+def _naming(settings: Settings, name: str) -> str:
+    """Which key gives the name."""
+    return _ADAPTERS if name in settings.adapters else _NAME
 
 
 def _cards(models: Sequence[Settings]) -> Iterator[tuple[int, Problem]]:
