@@ -178,8 +178,9 @@ def _converge(deployment: Deployment, before: Mapping[str, Container], *, recrea
             deployment.start("--no-deps", GATEWAY, *names)
             ready_s = max(ready_s, readiness.wait(deployment, names, before, routed=False))
         deployment.start("--remove-orphans")
+    ready_s = max(ready_s, readiness.wait(deployment, list(plan), before))
     routing.apply(deployment)
-    return max(ready_s, readiness.wait(deployment, list(plan), before))
+    return ready_s
 
 
 @contextmanager
