@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bundle.bench import analysis, plots, report
+from bundle.bench.rundata import Result
 from support import benchruns
 from support.benchresults import SyntheticResult, build
 
@@ -60,7 +61,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plots, name, lambda *_: "")
 
 
-def texts(result: dict[str, Any], folder: Path) -> tuple[str, str]:
+def texts(result: Result, folder: Path) -> tuple[str, str]:
     report.write(folder, result)
     return (folder / "report.md").read_text(), (folder / "report.html").read_text()
 
@@ -69,7 +70,7 @@ def answer(*cells: SyntheticResult, **changes: Any) -> str:
     return " ".join(report.answer(build(*cells, **changes)))
 
 
-CASES: dict[str, Callable[[], dict[str, Any]]] = {
+CASES: dict[str, Callable[[], Result]] = {
     "usual": lambda: build(KV, WRONG, FAILED, workloads=("chat",)), "only the control": lambda: build(workloads=("chat",)),
     "all failed": lambda: build(FAILED, control=NO_CONTROL), "no GPU": lambda: build(KV, gpu=False, workloads=("chat",)),
     "nothing known": lambda: build(KV, workloads=("chat",), provenance={}, model={}, ceilings={}, starts={}, comparisons=[])}
@@ -126,7 +127,7 @@ def test_the_call_that_repeats_a_run_has_its_options(no_plots: None, tmp_path: P
 
 def test_requests_that_failed_are_said_first() -> None:
     result = build(KV)
-    result["cells"]["kv-fp8"]["metrics"]["long-prompt"]["success"] = {"median": 0.995}
+    result["cells"]["kv-fp8"]["metrics"]["long-prompt"]["success"] = {"median": 0.995, "low": 0.99, "high": 1.0, "values": [0.99, 1.0]}
     assert "**Requests failed**: `kv-fp8` on long-prompt (99.5 % answered)." in " ".join(report.answer(result))
 
 

@@ -12,6 +12,7 @@ from bundle.base.errors import ConfigurationError
 from bundle.bench import gpusampler, runner
 from bundle.bench.agent import AgentError
 from bundle.bench.matrix import Cell, Slo, Suite, Workload
+from bundle.bench.rundata import Ceilings, LegData, Provenance
 from bundle.bench.runner import Job
 from bundle.bench.runtimes import StartFailed
 from bundle.config import settings
@@ -73,10 +74,10 @@ class FakeRuntime:
                 outcomes.append(failed)
         return outcomes
 
-    def probe(self) -> dict[str, Any]:
+    def probe(self) -> Ceilings:
         return {"device": "fake", "copy_gb_s": 1.0, "matmul_tflops": {"bf16": 1.0}}
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
         return {"runtime": "fake"}
 
     def close(self) -> None:
@@ -159,7 +160,7 @@ def together(suite_job: Job) -> Job:
                    part=1)
 
 
-def legs(folder: Path) -> list[dict[str, Any]]:
+def legs(folder: Path) -> list[LegData]:
     return runner.read_legs(folder)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bundle.bench import statistics
+from bundle.bench.rundata import Comparison
 
 RUNS = 250
 
@@ -137,7 +138,7 @@ def test_the_ratio_is_that_of_medians() -> None:
 
 @pytest.mark.parametrize(("cell", "control"), [([1.0], [1.0, 1.0]), ([1.0, 1.0], [1.0]), ([], []), ([1.0, 2.0], [0.0, 0.0])])
 def test_without_two_values_on_each_side_or_a_control_above_zero_nothing_is_said(cell: list[float], control: list[float]) -> None:
-    assert statistics.compare(cell, control, higher_is_better=True) == statistics.Comparison()
+    assert statistics.compare(cell, control, higher_is_better=True) == Comparison()
 
 
 def test_a_control_that_is_zero_now_and_then_gives_finite_numbers() -> None:
@@ -152,9 +153,9 @@ def test_a_cell_that_gave_nothing_at_all_is_slower() -> None:
 
 
 def test_a_summary_has_the_median_its_interval_and_the_values() -> None:
-    found = statistics.summary([3.0, 1.0, 2.0, 10.0])
-    assert found == {"median": 2.5, "low": 1.0, "high": 10.0, "values": [3.0, 1.0, 2.0, 10.0]}
-    assert statistics.summary([7.0]) == {"median": 7.0, "low": 7.0, "high": 7.0, "values": [7.0]}
+    found = statistics.summary([3.0, 1.0, 2.0, 10.0], [0, 0, 1, 1])
+    assert found == {"median": 2.5, "low": 1.0, "high": 10.0, "values": [3.0, 1.0, 2.0, 10.0], "starts": [0, 0, 1, 1]}
+    assert statistics.summary([7.0], []) == {"median": 7.0, "low": 7.0, "high": 7.0, "values": [7.0], "starts": []}
 
 
 def test_the_same_values_give_the_same_numbers_every_time() -> None:

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from bundle import STATE
 from bundle.base import shell
 from bundle.base.errors import NotReadyError, PrerequisiteError
 from bundle.bench import runtimes
+from bundle.bench.rundata import Ceilings, Provenance
 from bundle.bench.runtimes import StartFailed
 from bundle.config.settings import Settings
 from bundle.doctor import host
@@ -110,15 +110,14 @@ class ComposeRuntime:
         raise PrerequisiteError(f"Compose starts one engine at a time, not {len(wanted)} side by side",
                                 fix="measure one after the other, or side by side in the process runtime")
 
-    def probe(self) -> dict[str, Any]:
+    def probe(self) -> Ceilings:
         """As Runtime.probe, in a container like the engine's: its image, GPU, limits and environment."""
         self.deployment.write(self.deployment.texts(self._prepared))
         done = self.deployment.compose("run", "--rm", "--no-deps", "-T", "--entrypoint", PYTHON, "engine", f"{FOLDER}/benchprobe.py",
                                        timeout_s=PROBE_LIMIT_S)
-        found: dict[str, Any] = runtimes.last_json(done.stdout, "benchprobe.py")
-        return found
+        return runtimes.probed(done.stdout)
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
         """As Runtime.provenance, with the ids of the images."""
         engine, gateway = self._prepared.image_engine, self._prepared.image_gateway
         asked = shell.run(["docker", "run", "--rm", "--network=none", f"--entrypoint={PYTHON}", engine, "-c", _VERSIONS], timeout_s=120,

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from bundle.bench.rundata import Series
+
 INTERVAL_MS = 500
 _COLUMNS = ("memory_gib", "watts", "utilization")
 _QUERY = "index,memory.used,power.draw,utilization.gpu"
@@ -58,13 +60,13 @@ class Sampler:
                 if index.isdigit() and len(cells) == len(_COLUMNS):
                     self._rows.append(_Row(at=time.time(), index=int(index), values=tuple(_number(cell) for cell in cells)))
 
-    def window(self, t0: float, t1: float) -> dict[str, list[float]]:
+    def window(self, t0: float, t1: float) -> Series:
         """The samples that arrived from `t0` to `t1` (epoch seconds): t_s (seconds since `t0`), memory_gib and watts (all GPUs together),
         utilization (percent, their mean). A column that the driver does not tell is empty, all are where there is no nvidia-smi."""
         samples = [sample for sample in _samples(self._rows[:]) if t0 <= sample[0] <= t1]
         told = [at for at in range(1, 1 + len(_COLUMNS)) if any(sample[at] is not None for sample in samples)]
         whole = [sample for sample in samples if all(sample[at] is not None for at in told)]
-        series: dict[str, list[float]] = {"t_s": [sample[0] - t0 for sample in whole] if told else []}
+        series: Series = {"t_s": [sample[0] - t0 for sample in whole] if told else []}
         for at, name in enumerate(_COLUMNS, start=1):
             series[name] = [value for sample in whole if at in told and (value := sample[at]) is not None]
         return series

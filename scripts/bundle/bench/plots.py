@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from bundle.bench.recommend import MAIN_METRIC, Result
+from bundle.bench.rundata import MAIN_METRIC, CellResult, Memory, Phases, Result, StartTimes
 
 # Okabe and Ito's colours: told apart by every kind of colour vision. The grey is for what is context.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#222222"
@@ -53,7 +53,7 @@ def throughput_against_latency(result: Result, workload: str, latency: str, labe
               if (x := _median(cell, workload, latency)) is not None and (y := _median(cell, workload, MAIN_METRIC)) is not None}
     if not points:
         return ""
-    wrong = {name for name in points if (result["cells"][name].get("output_check") or {}).get("verdict") == "different"}
+    wrong = {name for name in points if result["cells"][name]["output_check"]["verdict"] == "different"}
     best = front({name: point for name, point in points.items() if name not in wrong})
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(330)
@@ -73,8 +73,7 @@ def throughput_against_latency(result: Result, workload: str, latency: str, labe
 
 def distribution(result: Result, workload: str, metric: str) -> str:
     """How `metric` (ttft_ms, itl_ms, e2e_ms) spreads over the requests, a row for each cell; "" where no cell has its quantiles."""
-    rows = {name: [float(value) for value in values] for name, cell in result["cells"].items()
-            if len(values := ((cell.get("quantiles") or {}).get(workload) or {}).get(metric) or ()) == 101}
+    rows = {name: values for name, cell in result["cells"].items() if (values := cell["quantiles"].get(workload, {}).get(metric))}
     if not rows:
         return ""
     with matplotlib.rc_context(_STYLE):
@@ -95,7 +94,7 @@ def distribution(result: Result, workload: str, metric: str) -> str:
 
 def memory(result: Result) -> str:
     """GPU memory since the start was asked for, a line for each cell; "" where none was sampled."""
-    lines = {name: found for name, cell in result["cells"].items() if (found := _thinned(cell.get("memory") or {}))}
+    lines = {name: found for name, cell in result["cells"].items() if (found := _thinned(cell["memory"]))}
     if not lines:
         return ""
     peak = {name: max(gib) for name, (_, gib) in lines.items()}
@@ -118,21 +117,21 @@ def memory(result: Result) -> str:
 
 def start_phases(result: Result) -> str:
     """What a start spends its time on, cold above warm, for each cell; "" where no start has phases."""
-    bars: list[tuple[str, Sequence[Sequence[Any]]]] = []
+    bars: list[tuple[str, Phases]] = []
     for name, cell in result["cells"].items():
         for cold in (True, False):
             if start := typical_start(cell, cold=cold):
                 bars.append((f"{_short(name, _NAME - 6)}, {'cold' if cold else 'warm'}", start["phases"]))
     if not bars:
         return ""
-    phases = list(dict.fromkeys(str(phase) for _, found in bars for phase, _ in found))
+    phases = list(dict.fromkeys(phase for _, found in bars for phase, _ in found))
     with matplotlib.rc_context(_STYLE):
         figure, axes = _rows([label for label, _ in bars], result)
         longest = max(sum(seconds for _, seconds in found) for _, found in bars)
         for at, (_, found) in enumerate(bars):
             begun = 0.0
             for phase, seconds in found:
-                axes.barh([at], [seconds], left=[begun], height=0.66, color=_SERIES[phases.index(str(phase)) % len(_SERIES)], linewidth=0)
+                axes.barh([at], [seconds], left=[begun], height=0.66, color=_SERIES[phases.index(phase) % len(_SERIES)], linewidth=0)
                 begun += seconds
             axes.annotate(f"{begun:.0f} s", (begun, at), xytext=(4, 0), textcoords="offset points", va="center", fontsize=_FONT - 1, color=BLACK)
         axes.set_xlim(0, longest * 1.18 or 1)
@@ -142,24 +141,23 @@ def start_phases(result: Result) -> str:
         return _svg(figure, "Start time by phase, cold and warm, for each cell")
 
 
-def typical_start(cell: Mapping[str, Any], *, cold: bool) -> Mapping[str, Any]:
-    """The start of median length among the cell's cold (or warm) ones that came up and have phases; {} where there is none."""
-    starts = sorted((start for start in cell.get("starts") or () if start.get("ok") and bool(start.get("cold")) == cold and start.get("phases")),
-                    key=lambda start: float(start["seconds"]))
-    return starts[(len(starts) - 1) // 2] if starts else {}
+def typical_start(cell: CellResult, *, cold: bool) -> StartTimes | None:
+    """The start of median length among the cell's cold (or warm) ones that came up and have phases; None where there is none."""
+    starts = sorted((start for start in cell["starts"] if start["ok"] and start["cold"] == cold and start["phases"]),
+                    key=lambda start: start["seconds"])
+    return starts[(len(starts) - 1) // 2] if starts else None
 
 
 def roofline(result: Result, workload: str) -> str:
     """What share of the measured time the GPU's limits account for, prefill and decode, for each cell; "" where none was computed."""
-    rows = {name: found for name, cell in result["cells"].items()
-            if (found := (cell.get("roofline") or {}).get(workload)) and found.get("measured_s") and found.get("share_of_limit") is not None}
+    rows = {name: found for name, cell in result["cells"].items() if (found := cell["roofline"].get(workload))}
     if not rows:
         return ""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _rows(list(rows), result)
         most = 100.0
         for at, found in enumerate(rows.values()):
-            prefill, decode = (100 * (found.get(part) or 0.0) / found["measured_s"] for part in ("prefill_s", "decode_s"))
+            prefill, decode = (100 * part / found["measured_s"] for part in (found["prefill_s"], found["decode_s"]))
             axes.barh([at], [prefill], height=0.66, color=ORANGE, linewidth=0)
             axes.barh([at], [decode], left=[prefill], height=0.66, color=BLUE, linewidth=0)
             axes.annotate(f"{100 * found['share_of_limit']:.0f} %", (prefill + decode, at), xytext=(4, 0), textcoords="offset points", va="center",
@@ -190,23 +188,21 @@ def concurrency(result: Result, workload: str) -> str:
         return _svg(figure, f"Most concurrent requests within the limits of {workload}, for each cell")
 
 
-def most_held(cell: Mapping[str, Any], workload: str) -> list[float]:
+def most_held(cell: CellResult, workload: str) -> list[int]:
     """What each search of `cell` found: the most concurrent requests that kept the limits; [] where none was made."""
-    found = ((cell.get("slo") or {}).get(workload) or {}).get("most")
-    values = [] if found is None else found if isinstance(found, Sequence) else [found]
-    return [float(value) for value in values if value is not None]
+    found = cell["slo"].get(workload)
+    return found["most"] if found else []
 
 
-def _median(cell: Mapping[str, Any], workload: str, metric: str) -> float | None:
-    found = ((cell.get("metrics") or {}).get(workload) or {}).get(metric)
-    value = found.get("median") if found else None
-    return None if value is None or not math.isfinite(value) else float(value)
+def _median(cell: CellResult, workload: str, metric: str) -> float | None:
+    found = cell["metrics"].get(workload, {}).get(metric)
+    return found["median"] if found and math.isfinite(found["median"]) else None
 
 
-def _thinned(series: Mapping[str, Sequence[float]]) -> tuple[list[float], list[float]] | None:
+def _thinned(series: Memory) -> tuple[list[float], list[float]] | None:
     """Seconds from the first sample and GiB, few enough to draw, with the peak among them."""
-    times, gib = series.get("t_s") or (), series.get("gib") or ()
-    if not times or len(times) != len(gib):
+    times, gib = series["t_s"], series["gib"]
+    if not times:
         return None
     step = max(1, math.ceil(len(times) / _MOST_LINES))
     picked = [max(range(at, min(at + step, len(gib))), key=gib.__getitem__) for at in range(0, len(gib), step)]

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import requests
 
@@ -26,6 +25,7 @@ from bundle import ROOT
 from bundle.base import console, shell
 from bundle.base.errors import BundleError, PrerequisiteError
 from bundle.bench import proctree, runtimes
+from bundle.bench.rundata import Ceilings, Provenance
 from bundle.bench.runtimes import StartFailed
 from bundle.bench.startphases import ENGINE_CORE_STARTS
 from bundle.config.settings import MODEL_IN_CONTAINER, Settings
@@ -109,15 +109,14 @@ class ProcessRuntime:
         self._engines.append(engine)
         return engine
 
-    def probe(self) -> dict[str, Any]:
+    def probe(self) -> Ceilings:
         """As Runtime.probe, in the control's environment."""
         assert self._control is not None, "prepare comes first"  # noqa: S101
         environment = _environment(self.folder) | dict(self._control.environment)
         done = shell.run([sys.executable, str(ENGINE_FILES / "benchprobe.py")], timeout_s=PROBE_LIMIT_S, env=environment)
-        found: dict[str, Any] = runtimes.last_json(done.stdout, "benchprobe.py")
-        return found
+        return runtimes.probed(done.stdout)
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
         """As Runtime.provenance; there are no images."""
         return runtimes.provenance(self.name, runtimes.versions(), {})
 

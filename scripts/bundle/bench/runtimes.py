@@ -1,16 +1,17 @@
 """What starts engines to be measured: Docker Compose, or a process where vLLM is installed and Docker is not. The same from above."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from bundle import ROOT
 from bundle.base import console, shell
 from bundle.base.errors import BundleError
+from bundle.bench import rundata
+from bundle.bench.rundata import Ceilings, Provenance
 from bundle.config.settings import Settings
 from bundle.machine import gpu
 from bundle.machine.facts import Host
@@ -90,17 +91,17 @@ class Runtime(Protocol):
     def start_together(self, wanted: Sequence[tuple[Settings, str]]) -> Sequence[Engine | StartFailed]:
         """Several engines that stay up side by side, in the order asked for; one that fails does not keep the others from starting."""
 
-    def probe(self) -> dict[str, Any]:
+    def probe(self) -> Ceilings:
         """What this hardware can do, by docker/engine/benchprobe.py. To be asked while no engine runs."""
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
         """What the figures come from: runtime, gpu, driver, gpu_memory_gib, engine, image, git_commit, git_dirty, host, python."""
 
     def close(self) -> None:
         """Leave nothing: no container, no volume, no process, no cache."""
 
 
-def provenance(runtime: str, engine: Mapping[str, str], images: Mapping[str, str]) -> dict[str, Any]:
+def provenance(runtime: str, engine: Mapping[str, str], images: Mapping[str, str]) -> Provenance:
     """What both runtimes say of this host; `engine` are its packages' versions, `images` the ids by name."""
     nvidia = gpu.read(Host())
     return {
@@ -136,13 +137,13 @@ def warn_of_company() -> None:
             console.warn(f"GPU {card.index}: {used / 1024:.1f} GiB are in use before anything is measured; what computes there disturbs the figures")
 
 
-def last_json(printed: str, what: str) -> Any:
-    """The JSON of the last line that `what` printed. Raises BundleError when it is none."""
+def probed(printed: str) -> Ceilings:
+    """What docker/engine/benchprobe.py found: the last line that it printed. Raises BundleError when that is no such answer."""
     line = next((line for line in reversed(printed.splitlines()) if line.strip()), "")
     try:
-        return json.loads(line)
+        return rundata.parsed(Ceilings, line)
     except ValueError as error:
-        raise BundleError(f"{what} did not end with a line of JSON: {line[:200]!r}") from error
+        raise BundleError(f"benchprobe.py did not end with its line of JSON ({error}): {line[:200]!r}") from error
 
 
 def _git(*arguments: str) -> str:
