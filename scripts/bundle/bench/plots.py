@@ -32,6 +32,7 @@ _FONT = 12
 _ROW = 22
 _NAME = 22  # characters of a cell's name beside a row
 _MOST_LINES = 300
+_RINGS = (8, 22, 38, 56, 76)  # how far a name stands from its point: with a line to it but in the nearest, where it could be any neighbour's
 _STYLE: Any = {"svg.fonttype": "none", "font.family": ["DejaVu Sans"], "font.size": _FONT, "axes.spines.top": False,
           "axes.spines.right": False, "axes.edgecolor": GREY, "axes.labelcolor": BLACK, "xtick.color": "#444444", "ytick.color": "#444444",
           "axes.labelsize": _FONT, "xtick.labelsize": _FONT - 1, "ytick.labelsize": _FONT - 1, "axes.axisbelow": True, "grid.color": "#E8E8E8"}
@@ -67,7 +68,7 @@ def throughput_against_latency(result: Result, workload: str, latency: str, labe
         axes.set_title("output tokens/s", loc="left", fontsize=_FONT, color=BLACK)
         first = [name for name in (*best, result["control"]) if name in points]
         colours = {name: RED if name in wrong else BLUE if name in best else BLACK for name in dict.fromkeys([*first, *points])}
-        _label(figure, axes, points, colours, best, set(first))
+        _label(figure, axes, points, colours, best)
         return _svg(figure, f"Output tokens per second over {label}, one point for each cell, on {workload}")
 
 
@@ -79,7 +80,8 @@ def distribution(result: Result, workload: str, metric: str) -> str:
     with matplotlib.rc_context(_STYLE):
         figure, axes = _rows(list(rows), result)
         lowest, highest = min(values[5] for values in rows.values()), max(values[99] for values in rows.values())
-        if lowest > 0 and highest / lowest > 20:
+        logarithmic = lowest > 0 and highest / lowest > 20
+        if logarithmic:
             _log(axes, lowest, highest)
         else:
             axes.set_xlim(0, highest * 1.05 or 1)
@@ -88,7 +90,7 @@ def distribution(result: Result, workload: str, metric: str) -> str:
             axes.plot([values[25], values[75]], [at, at], color=BLUE, linewidth=7, solid_capstyle="butt")
             axes.plot([values[50]], [at], "|", color="white", markersize=7, markeredgewidth=2)
             axes.plot([values[99]], [at], "|", color=RED, markersize=9, markeredgewidth=2)
-        axes.set_xlabel(f"{LATENCIES[metric]}, ms")
+        axes.set_xlabel(f"{LATENCIES[metric]}, ms{' (logarithmic scale)' if logarithmic else ''}")
         return _svg(figure, f"{LATENCIES[metric]} on {workload}: for each cell the range from P5 to P99, the middle half and the median")
 
 
@@ -260,9 +262,8 @@ def _roomy(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(_plain))
 
 
-def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str], line: Sequence[str],
-           needed: set[str]) -> None:
-    """Write each point's name beside it where there is room; further off, with a line to it, for the `needed` ones. The rest stay without.
+def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str], line: Sequence[str]) -> None:
+    """Write each point's name right beside it where there is room, else further off with a line to it. Those without room for either stay without.
 
     `colours` says the order too. `line` are the points that a stepped line joins, which no name may cover.
     """
@@ -273,8 +274,7 @@ def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]]
     for (x, y), (next_x, next_y) in pairwise(axes.transData.transform([points[name] for name in line]) if line else ()):
         taken += [Bbox([[x, y - 2], [next_x, y + 2]]), Bbox([[next_x - 2, y], [next_x + 2, next_y]])]
     for name, colour in colours.items():
-        rings = (8, 22, 38, 56, 76) if name in needed else (8, 16)
-        for distance in rings:
+        for distance in _RINGS:
             if placed := _free_place(axes, points[name], _short(name), colour, distance, frame, taken):
                 taken.append(placed)
                 break
@@ -282,7 +282,7 @@ def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]]
 
 def _free_place(axes: Axes, point: tuple[float, float], text: str, colour: str, distance: float, frame: Bbox, taken: Sequence[Bbox]) -> Bbox | None:
     """Write `text` at `distance` from `point` where it covers nothing that is `taken`, and return what it covers; None where all is taken."""
-    line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4} if distance > 20 else None
+    line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4} if distance > _RINGS[0] else None
     for degrees, across, along in ((0, "left", "center"), (180, "right", "center"), (90, "center", "bottom"), (270, "center", "top"),
                                    (35, "left", "bottom"), (325, "left", "top"), (145, "right", "bottom"), (215, "right", "top")):
         offset = (distance * math.cos(math.radians(degrees)), distance * math.sin(math.radians(degrees)))
