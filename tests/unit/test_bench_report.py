@@ -233,6 +233,13 @@ def test_names_beside_points_do_not_cover_each_other() -> None:
             assert right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
 
 
+@pytest.mark.parametrize(("slowest", "said"), [(21.0, True), (19.0, False)])
+def test_an_axis_that_is_logarithmic_says_so(slowest: float, said: bool) -> None:
+    result = build()
+    result["cells"]["control"]["quantiles"]["chat"]["ttft_ms"] = [1.0] * 99 + [slowest] * 2
+    assert ("time to first token, ms (logarithmic scale)" in plots.distribution(result, "chat", "ttft_ms")) is said
+
+
 def test_text_stays_text_and_a_plot_comes_out_the_same_each_time() -> None:
     result = build(KV, SyntheticResult(name="a<b&c", sets=("ENGINE_MAX_NUM_SEQS=1",), ratio=0.9))
     svg = plots.distribution(result, "chat", "ttft_ms")

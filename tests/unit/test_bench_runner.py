@@ -17,6 +17,7 @@ from bundle.bench.runner import Job
 from bundle.bench.runtimes import StartFailed
 from bundle.config import settings
 from bundle.config.settings import Settings
+from bundle.machine.gpu import Gpu
 
 
 @dataclass(kw_only=True)
@@ -49,6 +50,7 @@ class FakeRuntime:
     """Starts nothing; `broken` are the cells that do not come up, `compiled` those whose model was compiled."""
 
     name: str = "fake"
+    cards: tuple[Gpu, ...] = (Gpu(index=3, name="fake", compute_capability=(12, 0), total_mib=1, free_mib=1),)
     broken: tuple[str, ...] = ()
     compiled: set[str] = field(default_factory=lambda: set("abcd"))
     happened: list[str] = field(default_factory=list)
@@ -123,6 +125,9 @@ class FakeAgent:
 
 class FakeSampler:
     """A GPU that draws 100 watts."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        assert indices == [3]
 
     def __enter__(self) -> Self:
         return self

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from bundle import STATE
-from bundle.base import shell
+from bundle import ROOT, STATE
+from bundle.base import console, shell
 from bundle.base.errors import NotReadyError, PrerequisiteError
 from bundle.bench import runtimes
 from bundle.bench.rundata import Ceilings, Provenance
@@ -22,6 +22,7 @@ from bundle.config.settings import Settings
 from bundle.doctor import host
 from bundle.images import build
 from bundle.machine import daemon, setup
+from bundle.machine.gpu import Gpu
 from bundle.service import enginelog, lifecycle
 from bundle.service.deployment import Container, Deployment
 
@@ -33,6 +34,7 @@ PROBE_LIMIT_S = 300
 
 _ENGINES = ("com.docker.compose.service=engine", "com.docker.compose.oneoff=False")
 _PROJECT = "com.docker.compose.project"
+_FOLDER = "com.docker.compose.project.working_dir"
 _TITLE = "org.opencontainers.image.title"
 _ENDED = re.compile(r"entrypoint: the engine (?:ended unasked|died)")
 _VERSIONS = f"""
@@ -63,6 +65,7 @@ class ComposeRuntime:
     def __init__(self, run_name: str, run_dir: Path) -> None:
         self.deployment = Deployment(project=project_name(run_name))
         self.folder = run_dir
+        self.cards: tuple[Gpu, ...] = ()
         self._control: Settings | None = None
 
     def prepare(self, settings: Sequence[Settings]) -> None:
@@ -81,7 +84,8 @@ class ComposeRuntime:
                                         fix="\n       ".join(check.fix for check in failed))
         for each in {(one.image_engine, one.image_gateway): one for one in own}.values():
             build.ensure(each)
-        runtimes.warn_of_company()
+        self.cards = runtimes.cards(own)
+        runtimes.warn_of_company(self.cards)
 
     def start(self, settings: Settings, label: str) -> "ComposeEngine":
         """As Runtime.start. Raises PrerequisiteError too, when this host has changed since `prepare`."""
@@ -124,7 +128,7 @@ class ComposeRuntime:
                           env=daemon.client_environment())
         with daemon.reachable():
             ids = {name: str(daemon.client().images.get(name).id) for name in (engine, gateway)}
-        return runtimes.provenance(self.name, json.loads(asked.stdout), ids)
+        return runtimes.provenance(self, json.loads(asked.stdout), ids)
 
     def close(self) -> None:
         """As Runtime.close."""
@@ -231,14 +235,18 @@ def _first_start(log: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
 
 
 def _refuse_company(project: str) -> None:
-    """Raise PrerequisiteError where an engine of another deployment runs."""
+    """Raise PrerequisiteError where another deployment of this folder runs an engine; one of another folder's is told of: it is not ours to end."""
     with daemon.reachable():
-        found = daemon.client().containers.list(filters={"label": list(_ENGINES), "status": "running"})
-        running = {one.labels[_PROJECT] for one in found if one.labels.get(_TITLE, "").startswith("vLLM engine")} - {project}
-    if running:
-        down = " && ".join(f"make down PROJECT={name}" for name in sorted(running))
-        raise PrerequisiteError(f"an engine runs on this host already (project {', '.join(sorted(running))}): the two would disturb each other",
-                                fix=f"{down}; `make up` again after the benchmark")
+        found = daemon.client().containers.list(filters={"label": "com.docker.compose.oneoff=False", "status": "running"})
+        running = {one.labels[_PROJECT]: one.labels.get(_FOLDER, "") for one in found if one.labels.get(_TITLE, "").startswith("vLLM engine")}
+    own = sorted(name for name, folder in running.items() if folder == str(ROOT) and name != project)
+    for name, folder in sorted(running.items()):
+        if folder != str(ROOT):
+            console.warn(f"an engine of project {name} in {folder or 'a folder unknown'} runs on this host, too: it disturbs the figures. "
+                         "Whoever started it can say whether it may be stopped; Ctrl-C here leaves it alone")
+    if own:
+        raise PrerequisiteError(f"an engine runs on this host already (project {', '.join(own)}): the two would disturb each other",
+                                fix=f"{' && '.join(f'make down PROJECT={name}' for name in own)}; `make up` again after the benchmark")
 
 
 @contextlib.contextmanager

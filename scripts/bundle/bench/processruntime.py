@@ -32,6 +32,7 @@ from bundle.config.settings import MODEL_IN_CONTAINER, Settings
 from bundle.fit import assessment, estimation
 from bundle.machine import gpu
 from bundle.machine.facts import Host
+from bundle.machine.gpu import Gpu
 from bundle.service import enginelog
 
 ENGINE_FILES = ROOT / "docker" / "engine"
@@ -51,6 +52,7 @@ class ProcessRuntime:
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir
+        self.cards: tuple[Gpu, ...] = ()
         self._control: Settings | None = None
         self._engines: list[ProcessEngine] = []
 
@@ -68,7 +70,8 @@ class ProcessRuntime:
                                         fix="name one that is there: --set ENGINE_MODEL=/path/to/model, or --set MODEL_DIR=…")
         if settings[0].image_target == "cuda":
             _gpu_is_free(settings[0])
-            runtimes.warn_of_company()
+        self.cards = runtimes.cards(settings, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        runtimes.warn_of_company(self.cards)
 
     def start(self, settings: Settings, label: str) -> "ProcessEngine":
         """As Runtime.start."""
@@ -118,7 +121,7 @@ class ProcessRuntime:
 
     def provenance(self) -> Provenance:
         """As Runtime.provenance; there are no images."""
-        return runtimes.provenance(self.name, runtimes.versions(), {})
+        return runtimes.provenance(self, runtimes.versions(), {})
 
     def close(self) -> None:
         """As Runtime.close."""

@@ -344,7 +344,7 @@ def _repeat(result: Result) -> Iterator[str | tuple[str, ...]]:
                 *(f"--set {shlex.quote(value)}" for value in given.get("sets", ()))]
     yield "With the same commit and model on such a host; then hold the new run against this one (exit 6: slower beyond noise):"
     checkout = [f"git checkout {about['git_commit']}"] if about.get("git_commit") else []
-    yield (*checkout, " ".join(["python3 scripts/bench.py", *options, "--run again"]), f"make bench-compare A={result['run']} B=again")
+    yield (*checkout, " ".join(["python3 scripts/bench.py", *options, "--run again"]), f"python3 scripts/bench_compare.py {result['run']} again")
     yield "Everything here is in result.json beside this file; each engine start is a file in legs/."
 
 

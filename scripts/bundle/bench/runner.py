@@ -221,7 +221,7 @@ class _Measuring:
         dead = {leg["cell"] for leg in self.legs if not leg["start"]["ok"]}
         todo = [(number, cell) for number, cell in self.job.visits() if (number, cell.name) not in done]
         progress = Progress(todo=len(todo))
-        with gpusampler.Sampler() as gpu:
+        with gpusampler.Sampler([card.index for card in self.runtime.cards]) as gpu:
             for number, cell in todo:
                 if cell.name in dead:  # it failed for a reason of its own, and would again
                     progress.count()
@@ -250,7 +250,7 @@ class _Measuring:
         # Never one of an earlier call or part: its control was another engine, at another time.
         first_group = 1 + max((sample.get("group", 0) for leg in self.legs for sample in leg["samples"]), default=-1)
         control: _Visit | None = None
-        with gpusampler.Sampler() as gpu:
+        with gpusampler.Sampler([card.index for card in self.runtime.cards]) as gpu:
             try:
                 for number, group in enumerate(groups, start=first_group):
                     progress.next("side by side: " + ", ".join(cell.name for cell in (self.job.suite.control, *group)))

@@ -15,6 +15,7 @@ from bundle.bench.rundata import Ceilings, Provenance
 from bundle.config.settings import Settings
 from bundle.machine import gpu
 from bundle.machine.facts import Host
+from bundle.machine.gpu import Gpu
 
 PACKAGES = ("vllm", "torch")
 BUSY_MIB = 3072
@@ -78,6 +79,8 @@ class Runtime(Protocol):
     """What starts engines."""
 
     name: str
+    cards: tuple[Gpu, ...]
+    """The GPUs that the engines take, known once `prepare` has returned."""
 
     def prepare(self, settings: Sequence[Settings]) -> None:
         """Check all that can be checked before anything is started; the first of `settings` is the control's.
@@ -101,14 +104,20 @@ class Runtime(Protocol):
         """Leave nothing: no container, no volume, no process, no cache."""
 
 
-def provenance(runtime: str, engine: Mapping[str, str], images: Mapping[str, str]) -> Provenance:
+def cards(settings: Sequence[Settings], visible: str = "") -> tuple[Gpu, ...]:
+    """The GPUs of this host that engines with these `settings` take, each once; `visible` is a CUDA_VISIBLE_DEVICES that they are given."""
+    found = gpu.read(Host()).gpus
+    own = [(tuple(filter(None, visible.split(",")))[:each.gpu_count] or each.gpus, each.gpu_count) for each in settings if each.image_target != "cpu"]
+    return tuple(dict.fromkeys(card for named, count in own for card in gpu.taken(found, named, count)))
+
+
+def provenance(runtime: "Runtime", engine: Mapping[str, str], images: Mapping[str, str]) -> Provenance:
     """What both runtimes say of this host; `engine` are its packages' versions, `images` the ids by name."""
-    nvidia = gpu.read(Host())
     return {
-        "runtime": runtime,
-        "gpu": ", ".join(card.name for card in nvidia.gpus),
-        "driver": nvidia.driver,
-        "gpu_memory_gib": sum(card.total_mib for card in nvidia.gpus) / 1024,
+        "runtime": runtime.name,
+        "gpu": ", ".join(card.name for card in runtime.cards),
+        "driver": gpu.read(Host()).driver,
+        "gpu_memory_gib": sum(card.total_mib for card in runtime.cards) / 1024,
         "engine": dict(engine),
         "image": dict(images),
         "git_commit": _git("rev-parse", "HEAD"),
@@ -129,9 +138,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def warn_of_company() -> None:
-    """Say which GPU is in use already: what else computes there disturbs every figure."""
-    for card in gpu.read(Host()).gpus:
+def warn_of_company(cards: Sequence[Gpu]) -> None:
+    """Say which of the GPUs is in use already: what else computes there disturbs every figure."""
+    for card in cards:
         used = card.total_mib - card.free_mib
         if used > BUSY_MIB:
             console.warn(f"GPU {card.index}: {used / 1024:.1f} GiB are in use before anything is measured; what computes there disturbs the figures")
