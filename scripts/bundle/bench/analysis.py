@@ -50,7 +50,7 @@ def analyse(run_dir: Path) -> Recommended:
     Raises ConfigurationError when there is no run, or one of its files is damaged.
     """
     run, legs = runner.read(Run, run_dir / RUN), runner.read_legs(run_dir)
-    cells = {name: _Cell(run=run, name=name, legs=_of(legs, name)) for name in run["cells"]}
+    cells = {name: _Cell(run=run, name=name, legs=_legs_of(legs, name)) for name in run["cells"]}
     control = cells[run["control"]]
     found: dict[str, CellResult] = {
         name: {**run["cells"][name], **cell.found(), "output_check": _output_check(cell, control)} for name, cell in cells.items()}
@@ -64,7 +64,7 @@ def analyse(run_dir: Path) -> Recommended:
     return result
 
 
-def _of(legs: Sequence[LegData], name: str) -> list[LegData]:
+def _legs_of(legs: Sequence[LegData], name: str) -> list[LegData]:
     """The legs of the cell `name`, without those that broke off and were measured again."""
     own = [leg for leg in legs if leg["cell"] == name]
     whole = {leg["round"] for leg in own if leg["visits"] and not leg["error"]}

@@ -13,13 +13,12 @@ from bundle.bench.rundata import RESULT, RUN, Result
 from bundle.bench.runtimes import Runtime
 from bundle.config import catalogue, settings
 from bundle.config.settings import Settings
+from bundle.fit.assessment import SHARE_KEY
+from bundle.fit.request import DEFAULT_UTILIZATION
 from bundle.machine import gpu
 from bundle.machine.facts import Host
 
 REPORTS = ROOT / "reports"
-SHARE = "ENGINE_GPU_MEMORY_UTILIZATION"
-VLLM_SHARE = 0.92
-"""vLLM's own share where none is set (0.33.0)."""
 EMPTY_CARD_TAKES_GIB = 1.0
 """Of an empty card's memory: 0.5 GiB for the engine's context, 0.5 that `auto` leaves free (docker/engine/entrypoint.py)."""
 
@@ -148,9 +147,9 @@ def _settings(cell: Cell, order: Order, total_gib: float) -> Settings:
     found = loaded()
     if not order.card_gib:
         return found
-    share = found.value(SHARE) or str(VLLM_SHARE)
+    share = found.value(SHARE_KEY) or str(DEFAULT_UTILIZATION)
     of_card = (order.card_gib - EMPTY_CARD_TAKES_GIB) / order.card_gib if share == "auto" else float(share)
-    return loaded([f"{SHARE}={of_card * order.card_gib / total_gib:.5f}"])
+    return loaded([f"{SHARE_KEY}={of_card * order.card_gib / total_gib:.5f}"])
 
 
 def _gpu_gib() -> float:

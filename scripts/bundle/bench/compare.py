@@ -54,7 +54,7 @@ def warnings(a: Result, b: Result) -> Iterator[str]:
         ("card", lambda run: run["provenance"].get("card_gib")), ("model", lambda run: run["model"].get("name")))
     for what, value in differing:
         if value(a) != value(b):
-            yield f"the {what} differs: {_shown(value(a))} in {a['run']}, {_shown(value(b))} in {b['run']}"
+            yield f"the {what} differs: {_in_words(value(a))} in {a['run']}, {_in_words(value(b))} in {b['run']}"
     if a["model"].get("config") != b["model"].get("config"):
         yield "the model's config.json differs"
     for cell in a["cells"]:
@@ -110,10 +110,10 @@ def _values(metric: Metric | None) -> tuple[list[float], list[int]]:
 
 
 def _changed(a: Mapping[str, str], b: Mapping[str, str]) -> str:
-    return ", ".join(f"{key} {_shown(a.get(key))} and {_shown(b.get(key))}" for key in sorted({*a, *b}) if a.get(key) != b.get(key))
+    return ", ".join(f"{key} {_in_words(a.get(key))} and {_in_words(b.get(key))}" for key in sorted({*a, *b}) if a.get(key) != b.get(key))
 
 
-def _shown(value: object) -> str:
+def _in_words(value: object) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{key} {one}" for key, one in value.items())
     return "not set" if value is None or value == "" else str(value)

@@ -28,11 +28,11 @@ from bundle.bench.rundata import (
     Row,
 )
 from bundle.config import envfile, settings
+from bundle.fit.assessment import SHARE_KEY
+from bundle.fit.request import DEFAULT_UTILIZATION
 
 WRITTEN_BY = "written by make bench-apply"
 
-_SHARE = "ENGINE_GPU_MEMORY_UTILIZATION"
-_VLLM_SHARE = 0.92  # where none is set
 _AT_LATENCY = {"faster": "better", "slower": "worse"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _RESERVED = ("base", "site")
@@ -206,9 +206,9 @@ class _Picked:
     def before(self, key: str) -> str:
         """What the control has for `key`, as its profile would say it."""
         value, about = _value(self.control, key), self.result["provenance"]
-        if key == _SHARE and key not in _assigned(self.control) and (card := about.get("card_gib")) and (gpu := about.get("gpu_memory_gib")):
+        if key == SHARE_KEY and key not in _assigned(self.control) and (card := about.get("card_gib")) and (gpu := about.get("gpu_memory_gib")):
             # It was measured with a share of the larger GPU that is as much memory.
-            return f"{float(value or _VLLM_SHARE) * gpu / card:.2f}"
+            return f"{float(value or DEFAULT_UTILIZATION) * gpu / card:.2f}"
         return value
 
     def changed_settings(self) -> list[Changed]:
