@@ -5,10 +5,10 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 
 import pytest
 
@@ -21,7 +21,6 @@ from bundle.config.settings import Settings
 from bundle.fit import assessment
 from bundle.handoff import imageset, pack, unpack
 from bundle.handoff.imageset import Shipped
-from bundle.machine import daemon
 from support import verbs
 
 SECRET = "sk-never-to-be-seen-4711"
@@ -380,9 +379,10 @@ def test_the_start_command_keeps_what_is_different_here(folder: Path, monkeypatc
     assert (started[0].value("ENGINE_SERVED_MODEL_NAME"), started[0].project) == ("a b", "other")
 
 
-def run(script: str, *arguments: str) -> CompletedProcess[str]:
-    daemon.client.cache_clear()
-    return verbs.call(script, *arguments, env={"PATH": "/nonexistent", "HOME": os.environ["HOME"], "DOCKER_HOST": "unix:///nonexistent/docker.sock"})
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": "/nonexistent", "HOME": os.environ["HOME"], "DOCKER_HOST": "unix:///nonexistent/docker.sock"}
+    return subprocess.run([sys.executable, str(ROOT / "scripts" / f"{script}.py"), *arguments], capture_output=True, text=True, check=False,
+                          timeout=60, env=env)
 
 
 def test_handoff_answers_wrong_settings_with_2_and_a_missing_daemon_with_3(tmp_path: Path) -> None:
