@@ -41,7 +41,8 @@ def compare_results(a: Result, b: Result) -> list[Row]:
     b has no right answers and a had. Raises ConfigurationError when the runs have no cell and workload in common.
     """
     places = [(cell, workload) for cell in a["cells"] if cell in b["cells"] for workload in a["workloads"] if workload in b["workloads"]]
-    rows = [row for cell, workload in places for row in _rows(a, b, cell, workload, among=len(places) * len(DECIDING))]
+    noise = {workload: {metric: _noise((a, b), workload, metric) for metric in analysis.HIGHER_IS_BETTER} for workload in {one for _, one in places}}
+    rows = [row for cell, workload in places for row in _rows(a, b, cell, workload, among=len(places) * len(DECIDING), noise=noise[workload])]
     if not rows:
         raise ConfigurationError(f"runs {a['run']} and {b['run']} have no cell with a workload in common", fix="compare runs of the same suite")
     return rows
@@ -81,7 +82,7 @@ def require_not_slower(rows: Sequence[Row]) -> None:
                           fix="look at what differs between the runs; measure both as cells of one run where the host may have changed")
 
 
-def _rows(a: Result, b: Result, cell: str, workload: str, *, among: int) -> Iterator[Row]:
+def _rows(a: Result, b: Result, cell: str, workload: str, *, among: int, noise: Mapping[str, statistics.Noise | None]) -> Iterator[Row]:
     if changed := _changed(a["workloads"][workload]["load"], b["workloads"][workload]["load"]):
         yield Comparison().row(cell, workload, MAIN_METRIC, verdict=NOT_COMPARABLE, why=f"the load differs: {changed}")
         return
@@ -94,7 +95,7 @@ def _rows(a: Result, b: Result, cell: str, workload: str, *, among: int) -> Iter
         if metric in reference or metric in ours:
             (found, starts), (known, known_starts) = (_values(side.get(metric)) for side in (ours, reference))
             seen = statistics.compare(found, known, higher_is_better=higher, cell_starts=starts, control_starts=known_starts, among=among,
-                                      pooled=_noise((a, b), workload, metric))
+                                      pooled=noise[metric])
             yield seen.row(cell, workload, metric) if before or not wrong else seen.row(
                 cell, workload, metric, verdict=analysis.WRONG, why="its answers at temperature 0 are not its control's")
 
