@@ -21,11 +21,11 @@ from bundle.bench.rundata import (
     Found,
     LegData,
     Memory,
-    OutputCheck,
     Recommended,
     Result,
     Row,
     Run,
+    SameAnswers,
     Sample,
     Searches,
     Series,
@@ -53,7 +53,7 @@ def analyse(run_dir: Path) -> Recommended:
     cells = {name: _Cell(run=run, name=name, legs=_legs_of(legs, name)) for name in run["cells"]}
     control = cells[run["control"]]
     found: dict[str, CellResult] = {
-        name: {**run["cells"][name], **cell.found(), "output_check": _output_check(cell, control)} for name, cell in cells.items()}
+        name: {**run["cells"][name], **cell.found(), "output_check": _same_answers(cell, control)} for name, cell in cells.items()}
     wrong = [name for name, cell in found.items() if cell["output_check"]["verdict"] == "different"]
     found_all: Result = {
         **run, "finished": max((sample["at"] + sample["seconds"] for leg in legs for sample in leg["samples"]), default=run["started"]),
@@ -163,7 +163,7 @@ def dummy_weights(run: Run | Result) -> bool:
     return bool(run["cells"][run["control"]]["settings"].get("ENGINE_LOAD_FORMAT") == "dummy")
 
 
-def _output_check(cell: _Cell, control: _Cell) -> OutputCheck:
+def _same_answers(cell: _Cell, control: _Cell) -> SameAnswers:
     """Whether `cell` answers as the control does at temperature 0, over all starts of both."""
     expected, *others = [leg["outputs"] for leg in control.legs if leg["outputs"]] or [[]]
     answers = [leg["outputs"] for leg in cell.legs if leg["outputs"]]

@@ -267,7 +267,7 @@ class Distance(TypedDict):
     limited_by: str
 
 
-class OutputCheck(TypedDict):
+class SameAnswers(TypedDict):
     """Whether a cell answers as the control does."""
 
     verdict: str
@@ -293,7 +293,7 @@ class Found(TypedDict):
 class CellResult(CellData, Found):
     """A cell in result.json."""
 
-    output_check: OutputCheck
+    output_check: SameAnswers
 
 
 class Row(TypedDict):
