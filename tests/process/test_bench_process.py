@@ -377,6 +377,7 @@ def test_the_probes_last_line_is_its_answer(pod: Pod, monkeypatch: pytest.Monkey
 def test_the_figures_name_what_they_come_from(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
     nvidia_smi(pod.folder, monkeypatch, "echo '0, NVIDIA Fake, 12.0, 32768, 32000, 580.95, GPU-1'")
     monkeypatch.setattr(runtimes, "PACKAGES", ("requests", "nosuch"))
+    pod.runtime.cards = runtimes.cards([settings.load("throughput", environ={})])
     found = pod.runtime.provenance()
     assert found["runtime"] == "process"
     assert (found["gpu"], found["driver"], found["gpu_memory_gib"]) == ("NVIDIA Fake", "580.95", 32)

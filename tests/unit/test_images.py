@@ -207,7 +207,7 @@ def test_without_a_choice_what_is_there_comes_before_what_can_be_pulled(registry
 
 
 def test_where_none_can_be_pulled_one_is_made(registry: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseimage, "_make", lambda *arguments: registry.made.append(arguments))
+    monkeypatch.setattr(baseimage, "_bootstrap", lambda *arguments: registry.made.append(arguments))
     assert baseimage.ensure(cpu()) == baseimage.OWN
     assert registry.made == [(False, Path("/"), "debian:bookworm-slim cannot be pulled (no such host)")]
     assert baseimage.ensure(cpu(f"BASE_IMAGE={baseimage.OWN}", "HOST_SETUP=never")) == baseimage.OWN
