@@ -36,7 +36,7 @@ CPU = ("IMAGE_TARGET=cpu", "VLLM_CPU_KVCACHE_SPACE=1", "HOST_ENGINE_MEMORY=8g", 
 
 def on(folder: Path, *sets: str, profile: str = "throughput", gpu: str = "rtx-5090") -> Estimate:
     """The estimate with single values over a plain deployment."""
-    return estimation.estimate_deployment(settings.load(profile, sets=[*(CPU if profile == "cpu" else CUDA), *sets]), folder, gpu=gpu)
+    return assess(settings.load(profile, sets=[*(CPU if profile == "cpu" else CUDA), *sets]), folder, gpu)
 
 
 def script(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -9,9 +9,9 @@ from typing import Any
 from bundle import ROOT
 from bundle.base import shell
 from bundle.base.errors import ConfigurationError, PrerequisiteError
+from bundle.config import words
 from bundle.config.catalogue import PREFIX
 from bundle.config.envfile import Problem
-from bundle.config.rules import AUTO
 from bundle.config.settings import MODEL_IN_CONTAINER, Settings
 from bundle.machine import daemon, devices
 from bundle.machine.devices import Device
@@ -21,8 +21,8 @@ _ASK = "/opt/bundle/ask"
 # label=disable: this container reads the bundle's and the model's files where they lie, and SELinux would want them relabelled.
 _CONFINED = ("--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--security-opt=label=disable",
              "--tmpfs=/tmp:exec,mode=1777", "--tmpfs=/cache:exec,uid=2000,gid=2000")
-_UNUSED = "0.9"
-"""In the place of a share of memory that is measured at the start."""
+_UNUSED = {words.SHARE: ("0.9",), "--device-memory-utilization": ("0.9",)}
+"""In the place of `auto` where it is left: a share of memory that is measured at the start. Other flags are left out with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,9 @@ def ask(settings: Settings, device: Device | None) -> Answer:
         raise ConfigurationError(f"{model} is a hub name, and the engine is asked without a network", fix="MODEL_DIR= a folder that holds the model")
     if not daemon.image_id(settings.image_engine):
         raise PrerequisiteError(f"there is no image {settings.image_engine} to ask", fix=f"make build PROFILE={settings.profile}")
-    argv = [_UNUSED if word == AUTO and before.endswith("-memory-utilization") else word
-            for before, word in zip(settings.argv[1:], settings.argv[2:], strict=False)]
+    argv = list(settings.argv[2:])
+    for at in reversed([at for at, word in enumerate(argv) if word == words.AUTO and argv[at - 1] in (*_UNUSED, *words.WORDS)]):
+        argv[at - 1:at + 1] = [argv[at - 1], *_UNUSED[argv[at - 1]]] if argv[at - 1] in _UNUSED else []
     options = [f"--volume={ROOT / 'docker/model'}:{_ASK}:ro", *(f"--env={key}={value}" for key, value in settings.environment.items())]
     if settings.model_dir:
         options.append(f"--volume={settings.model_dir}:{MODEL_IN_CONTAINER}:ro")
