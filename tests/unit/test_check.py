@@ -30,7 +30,7 @@ def test_json_has_exactly_these_keys() -> None:
     done = check("--profile", "throughput", "--json", "--set", "ENGINE_GPU_MEMORY_UTILIZATION=0.99", *NO_MODEL)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert sorted(answer) == ["argv", "environment", "fit", "origin", "problems", "profile"]
+    assert sorted(answer) == ["argv", "environment", "fit", "origin", "problems", "profile", "resolved"]
     assert answer["fit"] is None
     assert answer["profile"] == "throughput"
     assert answer["argv"][:2] == ["vllm", "serve"]

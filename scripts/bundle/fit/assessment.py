@@ -7,7 +7,7 @@ from pathlib import Path
 from bundle.base.errors import ConfigurationError, PrerequisiteError
 from bundle.config import words
 from bundle.config.envfile import Problem
-from bundle.config.settings import MODEL_IN_CONTAINER, Settings
+from bundle.config.settings import MODEL_IN_CONTAINER, SELFTEST_MODEL, Settings
 from bundle.config.words import Resolved
 from bundle.fit import estimation, found, quantization, remedies, report
 from bundle.fit.estimation import Difference, Estimate
@@ -176,10 +176,12 @@ def _known(settings: Settings, folder: Path | None, device: Device | None) -> di
     model, one = settings.value("ENGINE_MODEL"), None
     if settings.value(QUANTIZATION_KEY) != words.AUTO:
         return {}
-    if folder or not model.startswith("/"):  # else it lies in the image, which alone sees it
+    if folder or not model.startswith("/"):
         one = words.by_checkpoint(model, folder, settings.value("ENGINE_DTYPE"))
-        if one is None and device:
-            one = words.by_gpu(device.capability, device.name)
+    elif model != SELFTEST_MODEL:  # it lies in the image, which alone sees it; the bundle's own has 16-bit weights
+        device = None
+    if one is None and device:
+        one = words.by_gpu(device.capability, device.name)
     if one is None and settings.image_target == "cpu":
         one = words.by_gpu(None)
     return {QUANTIZATION_KEY: one} if one else {}
