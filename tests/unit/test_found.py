@@ -1,4 +1,4 @@
-"""What a start has found corrects the next estimate of the same on this host, and of nothing else. The logs are recorded, or say what they are made of."""
+"""What a start has found corrects the next estimate of the same on this host, and of nothing else."""
 
 import json
 from dataclasses import replace
@@ -12,7 +12,7 @@ from bundle.config.settings import Settings
 from bundle.fit import assessment, found
 from bundle.fit.assessment import Fit
 from bundle.machine import daemon
-from bundle.machine.devices import GIB, Device, find
+from bundle.machine.devices import GIB, Device
 from support import modelfolder
 
 RECORDED = Path(__file__).parent / "data" / "start-cuda-h200-vllm-0.26.0.log"
@@ -75,8 +75,8 @@ def test_a_second_start_replaces_the_first_and_is_not_added_to_it(model: Path) -
     assert len(list(found.FOLDER.glob("*.json"))) == 1
 
 
-@pytest.mark.parametrize("changed", ["ENGINE_GPU_MEMORY_UTILIZATION=0.3", "ENGINE_MAX_NUM_SEQS=100", "ENGINE_MAX_NUM_SEQS=auto", "ENGINE_MAX_MODEL_LEN=8K",
-                                     "GATEWAY_PORT=9000", "ENGINE_SERVED_MODEL_NAME=other"])
+@pytest.mark.parametrize("changed", ["ENGINE_GPU_MEMORY_UTILIZATION=0.3", "ENGINE_MAX_NUM_SEQS=100", "ENGINE_MAX_NUM_SEQS=auto",
+                                     "ENGINE_MAX_MODEL_LEN=8K", "GATEWAY_PORT=9000", "ENGINE_SERVED_MODEL_NAME=other"])
 def test_what_the_overhead_does_not_depend_on_or_is_counted_keeps_the_correction(changed: str, model: Path) -> None:
     before = kv_gib(load(model, *OF_RECORDED, changed))
     base = kv_gib(load(model, *OF_RECORDED))
@@ -84,8 +84,9 @@ def test_what_the_overhead_does_not_depend_on_or_is_counted_keeps_the_correction
     assert before - kv_gib(load(model, *OF_RECORDED, changed)) == pytest.approx(0.5, abs=0.05), "fewer requests take less beside the cache"
 
 
-@pytest.mark.parametrize("changed", ["ENGINE_MAX_NUM_BATCHED_TOKENS=4096", "ENGINE_ENFORCE_EAGER=true", "ENGINE_QUANTIZATION=", "ENGINE_KV_CACHE_DTYPE=fp8",
-                                     "ENGINE_ATTENTION_BACKEND=TRITON_ATTN", "VLLM_USE_FLASHINFER_SAMPLER=0", "IMAGE_ENGINE=other:1"])
+@pytest.mark.parametrize("changed", ["ENGINE_MAX_NUM_BATCHED_TOKENS=4096", "ENGINE_ENFORCE_EAGER=true", "ENGINE_QUANTIZATION=",
+                                     "ENGINE_KV_CACHE_DTYPE=fp8", "ENGINE_ATTENTION_BACKEND=TRITON_ATTN", "VLLM_USE_FLASHINFER_SAMPLER=0",
+                                     "IMAGE_ENGINE=other:1"])
 def test_a_start_with_other_settings_corrects_nothing(changed: str, model: Path) -> None:
     before = kv_gib(load(model, *OF_RECORDED, changed))
     start(load(model, *OF_RECORDED), model, "Available KV cache memory: 10.00 GiB\n")

@@ -1,5 +1,7 @@
 """What `make status` makes of an engine's counters: how long requests are, and what was computed twice. Metrics in the engine's own names."""
 
+from pathlib import Path
+
 import pytest
 
 from bundle.service import pressure
@@ -51,6 +53,18 @@ def test_the_p90_is_prometheus_own_estimate_from_the_buckets() -> None:
 @pytest.mark.parametrize("text", ["", metrics(0, requests=0), "# TYPE vllm:num_preemptions counter\nvllm:num_preemptions_total 3.0\n"])
 def test_an_engine_that_has_answered_nothing_says_nothing(text: str) -> None:
     assert pressure.read(text) is None
+
+
+def test_a_real_engines_metrics_are_read() -> None:
+    """vLLM 0.32.0 on the CPU after the request of `make up` and two of 7 and 20 tokens; a fourth is being computed, which the counters have too."""
+    found = pressure.read((Path(__file__).parent / "data" / "metrics-cpu-vllm-0.32.0.txt").read_text())
+    assert found
+    assert (found.preemptions, found.requests, found.mean_tokens) == (0, 3, 19)
+
+
+def test_a_few_requests_are_no_reason_to_set_anything() -> None:
+    few = {"service": "engine", "pressure": {"preemptions": 0, "requests": 99, "recomputed": 0.0, "mean_tokens": 19, "p90_tokens": 28}}
+    assert "HOST_REQUEST_TOKENS" not in pressure.remarks([few])[0][1]
 
 
 def row(preemptions: int, recomputed: float) -> dict[str, object]:

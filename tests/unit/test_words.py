@@ -287,8 +287,8 @@ def test_a_start_gets_numbers_and_says_them(on_5090: None, tmp_path: Path, capsy
     started = numbers.settled(Deployment(project="p", state=tmp_path / "none"), chosen)
     assert started.value("ENGINE_MAX_NUM_SEQS") == expected
     said = capsys.readouterr().err
-    assert f"ENGINE_MAX_NUM_SEQS={expected}: auto (env/throughput.env:" in said
-    assert "ENGINE_QUANTIZATION=fp8_per_tensor: auto (" in said
+    assert f"ENGINE_MAX_NUM_SEQS: {expected}: auto (env/throughput.env:" in said
+    assert "ENGINE_QUANTIZATION: fp8_per_tensor: auto (" in said
 
 
 def test_a_better_estimate_alone_replaces_no_engine(on_5090: None, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def settled(deployment: Deployment, settings: Settings) -> Settings:
         now = now.overridden({SEQUENCES_KEY: running[SEQUENCES_KEY]}, f"auto ({settings.entries[SEQUENCES_KEY].origin}): as it runs")
     for key in (assessment.QUANTIZATION_KEY, SEQUENCES_KEY):
         if now.value(key) != settings.value(key):
-            console.note(f"{key}={now.value(key)}: {now.entries[key].origin}")
+            console.note(f"{key}: {now.value(key) or 'not set'}: {now.entries[key].origin}")
     return now
 
 

@@ -13,6 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 WARN_SHARE = 0.03
 """Of all computed tokens, those computed again that are worth a warning."""
 
+ENOUGH = 100
+"""Requests whose lengths are worth an advice."""
+
 _LENGTHS = ("vllm:request_prompt_tokens", "vllm:request_generation_tokens")
 
 
@@ -73,8 +76,8 @@ def remarks(rows: Iterable[Mapping[str, Any]]) -> list[tuple[bool, str]]:
 
 
 def _remark(service: str, one: Pressure) -> tuple[bool, str]:
-    lengths = (f"its {one.requests:,} requests had {one.mean_tokens:,} tokens on average, P90 about {one.p90_tokens:,} "
-               f"(HOST_REQUEST_TOKENS={one.mean_tokens} to {one.p90_tokens} fits them)")
+    fits = f" (HOST_REQUEST_TOKENS={one.mean_tokens} to {one.p90_tokens} fits them)" if one.requests >= ENOUGH else ""
+    lengths = f"its {one.requests:,} requests had {one.mean_tokens:,} tokens on average, P90 about {one.p90_tokens:,}{fits}"
     if not one.preemptions:
         return False, f"{service}: {lengths}; none was computed twice"
     twice = f"{one.preemptions:,} preemptions: about {one.recomputed:.1%} of all tokens were computed twice"
