@@ -14,7 +14,8 @@ from bundle.config import catalogue, contradictions, envfile, profiles, verdicts
 from bundle.config.catalogue import Catalogue
 from bundle.config.envfile import Entry, Problem
 from bundle.config.keys import DERIVED, FOR_ENTRYPOINT, FROM_ENVIRONMENT, GATEWAY_WRITTEN, HOST_KEYS, is_shared
-from bundle.config.rules import AUTO, Rules
+from bundle.config.rules import Rules
+from bundle.config.words import AUTO
 
 MODEL_IN_CONTAINER = "/model"
 ADAPTERS_IN_CONTAINER = "/adapters"

@@ -178,6 +178,10 @@ class Deployment:
         file = self._file(_env(service))
         return {entry.key: entry.value for entry in envfile.parse(file)[0]} if file.is_file() else {}
 
+    def engine_text(self, service: str) -> str:
+        """The settings that a model's engines read; "" where there are none."""
+        return self.written().get(_engine_env(service), "")
+
     def number(self, key: str) -> float:
         """A value of the env files that is a number, the largest of the models'; 0 where it is not set."""
         return max(float(self.values(service).get(key) or 0) for service in MODELS)

@@ -12,12 +12,12 @@ from bundle.config.keys import MODELS
 from bundle.config.settings import Settings
 from bundle.doctor import host
 from bundle.doctor.fit import fit_check
-from bundle.fit import assessment
-from bundle.fit.estimation import Estimate
+from bundle.fit import assessment, found
+from bundle.fit.assessment import Fit
 from bundle.images import build
 from bundle.machine import ports, setup
 from bundle.models import first
-from bundle.service import address, credentials, kept, readiness, routing, traffic
+from bundle.service import address, credentials, kept, numbers, readiness, routing, traffic
 from bundle.service.deployment import GATEWAY, Container, Deployment, Texts, is_engine, model_of
 
 
@@ -41,14 +41,15 @@ def up(models: Sequence[Settings], deployment: Deployment | None = None, *, ensu
         for each in models:
             ensure_images(each)
         models = [first.provided(models[0]), *models[1:]]
+        models = [numbers.settled(deployment, each, service) for each, service in zip(models, MODELS, strict=False)]
         running = bool(deployment.containers())
         expected = [_expected(each, running=running) for each in models]
         changed = apply(deployment, deployment.texts(models), recreate=roll)
         if applied := credentials.apply(deployment):
             console.note(f"✓ the running gateway knows: {applied}")
-        for service, estimate in zip(MODELS, expected, strict=False):
-            if estimate and changed and (line := assessment.compared(estimate, _engine_log(deployment, service))):
-                console.note(f"fit{f' of {service}' if len(models) > 1 else ''}: {line}")
+        if changed:
+            for each, fit, service in zip(models, expected, MODELS, strict=False):
+                _compare(each, fit, _engine_log(deployment, service))
         there = address.published(deployment)
         changed = changed or bool(applied)
     return {"base_url": there.base_url, "model": there.model, "models": [name for each in models for name in each.model_names], "curl": there.curl,
@@ -255,13 +256,21 @@ def _preflight(models: Sequence[Settings]) -> None:
                                 fix="\n       ".join(c.fix for c in failed))
 
 
-def _expected(settings: Settings, *, running: bool) -> Estimate | None:
-    """What the engine should find in memory, said before the start where it looks too small; None where no model is known."""
-    found = assessment.assess(settings, idle=running)
-    if found.estimate and not found.estimate.starts:
-        line = fit_check(found)
+def _expected(settings: Settings, *, running: bool) -> Fit:
+    """What the engine should find in memory, said before the start where it looks too small."""
+    fit = assessment.assess(settings, idle=running)
+    if fit.starts is False:
+        line = fit_check(fit)
         console.warn(f"{line.name}: {line.found}; {line.fix}")
-    return found.estimate
+    return fit
+
+
+def _compare(settings: Settings, expected: Fit, engine_log: str) -> None:
+    """Say what the start has found beside what was expected, and keep it."""
+    folder, differences = assessment.model_folder(settings), expected.differences(engine_log)
+    if folder and expected.estimate and differences:
+        console.note(f"fit: {assessment.described(differences)}")
+        found.keep(settings, folder, expected.estimate, differences, engine_log)
 
 
 def _engine_log(deployment: Deployment, service: str) -> str:
