@@ -532,7 +532,7 @@ def test_a_good_key_file_is_ok_and_no_key_is_shown(fake: FakeHost) -> None:
     (b"sk-good-4f1d0c-4f1d0c\nsk canary two words\n", 0o644, "secret:2: this key has 2 characters; less than 16 can be guessed"),
     (b"sk-canary-4f1d0c\xc3\xa9\n", 0o644, "secret:1: a key is one word of ASCII"),
     (b" sk-canary-4f1d0c\n", 0o644, "secret:1: a key is one word of ASCII characters, at the start of its line"),
-    (b"sk-canary-4f1d0c a b\n", 0o644, "secret:1: behind the key stands its name, one word, and then at most metrics-only"),
+    (b"sk-canary-4f1d0c a b\n", 0o644, "secret:1: behind the key stands its name, one word, and then at most one of metrics-only"),
     (b"sk-canary-4f1d0c metrics-only\n", 0o644, "secret:1: metrics-only is no name"),
     (b"sk-canary-4f1d0c a/b\n", 0o644, "secret:1: 'a/b' is no name"),
     (b"sk-canary-4f1d0c a\nsk-canary-4f1d0c b\n", 0o644, "secret:2: this key stands in the file twice"),
