@@ -178,7 +178,7 @@ MORE: dict[str, Config] = {
                            sliding_window=512, layer_types=["full_attention", *["sliding_attention"] * 3] * 2, moe_num_experts=8, moe_top_k=8,
                            moe_intermediate_size=1280, share_expert_dim=1280, moe_layers_enum="3,4,5,6,7",
                            attention_other_setting={"attention_type": "sliding_attention", "num_attention_heads": 96, "num_attention_groups": 8,
-                                                    "head_dim": 128, "true_head_dim": 128}),
+                                                    "head_dim": 128, "true_head_dim": 128}, max_seq_len=262_144),
     # mixtures of experts, and plain decoders of other names
     "glm-4-9b": text("Glm4ForCausalLM", "glm4", 4096, 40, 32, 2, 13696, 151_552, 32_768, head_dim=128, attention_bias=True, partial_rotary_factor=0.5),
     "glm-4.5-air": text("Glm4MoeForCausalLM", "glm4_moe", 4096, 46, 96, 8, 10944, 151_552, 131_072, head_dim=128, n_routed_experts=4,

@@ -105,7 +105,8 @@ def assess_on(settings: Settings, device: Device | None) -> Fit:
     if not folder:
         return Fit(device=device, unknown=NO_MODEL, fix="set MODEL_DIR in env/site.env")
     try:
-        return Fit(device=device, estimate=estimation.estimate(read(folder), requested(settings), device))
+        request = requested(settings)
+        return Fit(device=device, estimate=estimation.estimate(read(folder, request.hf_overrides), request, device))
     except (ConfigurationError, PrerequisiteError) as error:
         return Fit(device=device, unknown=error.message, fix=error.fix)
 
