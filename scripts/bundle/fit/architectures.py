@@ -175,7 +175,8 @@ def count(fields: Fields, family: Family) -> tuple[Weight, ...]:
     if not fields.is_on("tie_word_embeddings"):
         weights.append(Weight(kind="head", rows=vocabulary, columns=hidden))
     weights.append(Weight(kind="vector", rows=hidden * family.norms, count=layers))
-    attention = _latent(fields) if family.latent else _attention(fields, family)
+    latent = family.latent and fields.values.get("kv_lora_rank") is not None
+    attention = _latent(fields) if latent else _attention(fields, family)
     weights += [replace(weight, count=weight.count * layers) for weight in attention]
     sparse = fields.sparse_layers
     if dense := layers - sparse:

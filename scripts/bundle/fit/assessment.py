@@ -42,6 +42,8 @@ class Fit:
         one = self.estimate
         if not one.starts:
             return f"estimate: {'; '.join(one.problems)}"
+        if not one.sequence_bytes:
+            return f"no KV cache, which an encoder does not keep; {one.max_model_len:,} tokens at most (estimate)"
         return f"{one.kv_tokens:,} tokens of KV cache, {one.sequences_at_full_length:.2f} sequences of {one.max_model_len:,} (estimate)"
 
     @property

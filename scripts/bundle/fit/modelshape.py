@@ -68,8 +68,8 @@ def read(directory: Path, overrides: Mapping[str, Any] | None = None) -> Model:
     return Model(architecture=architecture, source=HEADERS if weights else CONFIG, weights=weights or counted, parameters=parameters,
                  attention=kept, hidden=fields.hidden, width=_width(fields), vocabulary=fields.vocabulary,
                  longest=_longest(fields, directory, architecture), default_length=_default_length(fields, directory, architecture),
-                 quantization=quantization, towers=any(key in part for part in (raw, raw.get("thinker_config") or {}) for key in _MODALITIES),
-                 notes=tuple(_notes(raw, architecture, weights, counted, scheme)))
+                 quantization=quantization, towers=_has_towers(raw),
+                 notes=tuple(_notes(raw, architecture, weights, counted, scheme, known=modeltypes.is_known(str(fields.values["model_type"])))))
 
 
 def read_config(directory: Path) -> Mapping[str, Any]:
@@ -111,16 +111,23 @@ def read_quantization(directory: Path) -> Mapping[str, Any]:
     return {"quant_method": "modelopt", **said} if isinstance(said, dict) else {}
 
 
+def _has_towers(raw: Mapping[str, Any]) -> bool:
+    inner = raw.get("thinker_config")
+    return any(part.get(key) for part in (raw, inner if isinstance(inner, dict) else {}) for key in _MODALITIES)
+
+
 def _notes(raw: Mapping[str, Any], architecture: str, weights: tuple[Weight, ...], counted: tuple[Weight, ...],
-           scheme: schemes.Scheme | None) -> Iterator[str]:
+           scheme: schemes.Scheme | None, *, known: bool) -> Iterator[str]:
     """What the reader of the numbers should know of how they came about."""
-    if not counted:
+    if not known:
         yield f"{architecture} is not known to fit: the weights are the files', the KV cache is that of a plain decoder with this config.json"
+    elif not counted:
+        pass  # the files alone say how many there are
     elif weights and not scheme:
         held, described = (sum(weight.parameters for weight in some) for some in (weights, counted))
         if held != described:
             yield f"the files hold {held:,} parameters, and config.json describes {described:,}"
-    if any(key in raw for key in _MODALITIES):
+    if _has_towers(raw):
         tower = "the vision or audio tower counts among the weights" if weights else "the vision or audio tower is not counted and comes on top"
         yield f"parameters are the text model's; {tower}"
     if scheme and not weights:

@@ -24,6 +24,10 @@ def _known() -> Mapping[str, Any]:
     return known
 
 
+def is_known(kind: str) -> bool:
+    return kind in _known()
+
+
 def text_fields(raw: Mapping[str, Any], source: str) -> Fields:
     """The text model's values in `raw`, the values of the config.json `source`, with the defaults of its model type behind them."""
     outer = str(raw.get("model_type") or "")
