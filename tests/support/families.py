@@ -4,6 +4,7 @@ Those of tests/unit/configs are whole; here are more, written down compactly: a 
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,7 +78,8 @@ MORE: dict[str, Config] = {
     "zamba2-7b": text("Zamba2ForCausalLM", "zamba2", 3584, 81, 32, 32, 14336, 32_000, 4096, mamba_d_state=64, mamba_d_conv=4, mamba_expand=2,
                       mamba_ngroups=2, n_mamba_heads=112, mamba_headdim=64, num_mem_blocks=2, attention_hidden_size=7168, attention_head_dim=224,
                       adapter_rank=128, use_shared_attention_adapter=False, use_mem_rope=True,
-                      layers_block_type=["hybrid" if layer in (6, 11, 17, 23, 29, 35, 41, 47, 53, 59, 65, 71, 77) else "mamba" for layer in range(81)]),
+                      layers_block_type=["hybrid" if layer in (6, 11, 17, 23, 29, 35, 41, 47, 53, 59, 65, 71, 77) else "mamba"
+                                         for layer in range(81)]),
     "mamba2-1.3b": {"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2", "hidden_size": 2048, "num_hidden_layers": 48, "state_size": 128,
                     "num_heads": 64, "head_dim": 64, "n_groups": 1, "conv_kernel": 4, "expand": 2, "vocab_size": 50_288},
     "falcon-mamba-7b": {"architectures": ["FalconMambaForCausalLM"], "model_type": "falcon_mamba", "hidden_size": 4096, "num_hidden_layers": 64,
@@ -180,14 +182,16 @@ MORE: dict[str, Config] = {
                            attention_other_setting={"attention_type": "sliding_attention", "num_attention_heads": 96, "num_attention_groups": 8,
                                                     "head_dim": 128, "true_head_dim": 128}, max_seq_len=262_144),
     # mixtures of experts, and plain decoders of other names
-    "glm-4-9b": text("Glm4ForCausalLM", "glm4", 4096, 40, 32, 2, 13696, 151_552, 32_768, head_dim=128, attention_bias=True, partial_rotary_factor=0.5),
+    "glm-4-9b": text("Glm4ForCausalLM", "glm4", 4096, 40, 32, 2, 13696, 151_552, 32_768, head_dim=128, attention_bias=True,
+                     partial_rotary_factor=0.5),
     "glm-4.5-air": text("Glm4MoeForCausalLM", "glm4_moe", 4096, 46, 96, 8, 10944, 151_552, 131_072, head_dim=128, n_routed_experts=4,
                         num_experts_per_tok=2, moe_intermediate_size=1408, n_shared_experts=1, first_k_dense_replace=1, partial_rotary_factor=0.5),
     "minimax-m2": text("MiniMaxM2ForCausalLM", "minimax_m2", 3072, 62, 48, 8, 1536, 200_064, 196_608, head_dim=128, num_local_experts=4,
                        num_experts_per_tok=2, rotary_dim=64, use_qk_norm=True, scoring_func="sigmoid", use_routing_bias=True),
     "seed-oss-36b": text("SeedOssForCausalLM", "seed_oss", 5120, 64, 80, 8, 27648, 155_136, 524_288, head_dim=128, attention_bias=True),
     "ernie-4.5-21b": text("Ernie4_5_MoeForCausalLM", "ernie4_5_moe", 2560, 28, 20, 4, 12288, 103_424, 131_072, moe_num_experts=4, moe_k=2,
-                          moe_intermediate_size=1536, moe_layer_start_index=1, moe_layer_end_index=27, moe_layer_interval=1, moe_num_shared_experts=2),
+                          moe_intermediate_size=1536, moe_layer_start_index=1, moe_layer_end_index=27, moe_layer_interval=1,
+                          moe_num_shared_experts=2),
     "olmoe-7b": text("OlmoeForCausalLM", "olmoe", 2048, 16, 16, 16, 1024, 50_304, 4096, num_experts=8, num_experts_per_tok=2),
     "phi-3.5-moe": text("PhiMoEForCausalLM", "phimoe", 4096, 32, 32, 8, 6400, 32_064, 131_072, num_local_experts=2, num_experts_per_tok=2,
                         attention_bias=True, lm_head_bias=True, sliding_window=131_072),
@@ -207,7 +211,8 @@ MORE: dict[str, Config] = {
                                                                   use_sliding_window=False, sliding_window=32_768,
                                                                   rope_scaling={"type": "mrope", "mrope_section": [16, 24, 24]}),
         "audio_config": {"encoder_layers": 2}, "vision_config": {"depth": 2, "hidden_size": 1280, "out_hidden_size": 3584}}},
-    "qwen3-vl-8b": nested("Qwen3VLForConditionalGeneration", "qwen3_vl", text("", "qwen3_vl_text", 4096, 36, 32, 8, 12288, 151_936, 262_144, head_dim=128),
+    "qwen3-vl-8b": nested("Qwen3VLForConditionalGeneration", "qwen3_vl", text(
+        "", "qwen3_vl_text", 4096, 36, 32, 8, 12288, 151_936, 262_144, head_dim=128),
                           vision_config=_VISION | {"out_hidden_size": 4096, "deepstack_visual_indexes": [8, 16, 24]}),
     "mistral-small-3.1": nested("Mistral3ForConditionalGeneration", "mistral3", text(
         "", "mistral", 5120, 40, 32, 8, 32768, 131_072, 131_072, head_dim=128, sliding_window=None), vision_config={
@@ -217,7 +222,8 @@ MORE: dict[str, Config] = {
     "bge-m3": text("XLMRobertaModel", "xlm-roberta", 1024, 24, 16, None, 4096, 250_002, 8194, pad_token_id=1, type_vocab_size=1,
                    position_embedding_type="absolute"),
     "bert-base": text("BertModel", "bert", 768, 12, 12, None, 3072, 30_522, 512),
-    "modernbert-base": text("ModernBertModel", "modernbert", 768, 22, 12, None, 1152, 50_368, 8192, local_attention=128, global_attn_every_n_layers=3),
+    "modernbert-base": text("ModernBertModel", "modernbert", 768, 22, 12, None, 1152, 50_368, 8192, local_attention=128,
+                            global_attn_every_n_layers=3),
     "gte-modernbert-reranker": text("ModernBertForSequenceClassification", "modernbert", 768, 22, 12, None, 1152, 50_368, 8192, num_labels=1),
     "embeddinggemma": text("Gemma3TextModel", "gemma3_text", 768, 24, 3, 1, 1152, 262_144, 2048, head_dim=256, sliding_window=512,
                            use_bidirectional_attention=True, query_pre_attn_scalar=256),
@@ -235,4 +241,4 @@ def configs() -> dict[str, Config]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(configs()))
+    sys.stdout.write(json.dumps(configs()))

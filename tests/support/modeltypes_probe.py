@@ -10,6 +10,7 @@ import inspect
 import json
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 KEYS = frozenset("""
@@ -25,7 +26,7 @@ KEYS = frozenset("""
     linear_num_value_heads linear_num_key_heads linear_key_head_dim linear_value_head_dim linear_conv_kernel_dim mamba_ssm_dtype
     mamba_ssm_cache_dtype layer_group_size attention_head_dim is_encoder_decoder encoder_layers decoder_layers decoder_attention_heads
     max_source_positions hidden_size_per_layer_input vocab_size_per_layer_input is_causal attention_k_eq_v no_rope_layer_interval
-    use_bidirectional_attention position_embedding_type""".split())
+    use_bidirectional_attention position_embedding_type""".split())  # noqa: SIM905
 """What fit reads."""
 
 
@@ -35,7 +36,9 @@ def described(config: Any) -> dict[str, Any]:
     found |= {name: one.default for name, one in inspect.signature(config.__init__).parameters.items()}
     names = {name: key for name, key in config.attribute_map.items() if name in KEYS and key in KEYS and name != key}
     defaults = {key: value for key, value in found.items() if key in KEYS and isinstance(value, (int, float, str)) and value != ""}
-    return {"defaults": defaults, "names": names, "text": text_of(config)}
+    # What is off is what is absent, but for this one: a window that stands there and is not used.
+    defaults = {key: value for key, value in defaults.items() if value is not False or key == "use_sliding_window"}
+    return {key: part for key, part in (("defaults", defaults), ("names", names), ("text", text_of(config))) if part}
 
 
 def text_of(config: Any) -> list[str]:
@@ -57,19 +60,17 @@ def path_to(wanted: Any, config: Any) -> list[str]:
 
 
 def is_a_model(known: Mapping[str, Any]) -> bool:
-    keys = known["defaults"].keys() | known["names"].keys()
-    return bool(known["text"]) or bool(keys & {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers"})
+    keys = known.get("defaults", {}).keys() | known.get("names", {}).keys()
+    return "text" in known or bool(keys & {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers"})
 
 
 def main() -> None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
-    from vllm.transformers_utils.config import _CONFIG_REGISTRY
-
     with contextlib.redirect_stdout(sys.stderr):
-        kinds = sorted({*CONFIG_MAPPING_NAMES, *_CONFIG_REGISTRY})
-        known = {kind: described(_CONFIG_REGISTRY[kind] if kind in _CONFIG_REGISTRY else CONFIG_MAPPING[kind]) for kind in kinds}
+        theirs = import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+        own = import_module("vllm.transformers_utils.config")._CONFIG_REGISTRY
+        known = {kind: described(own[kind] if kind in own else theirs[kind]) for kind in sorted({*theirs, *own})}
     lines = (f"{json.dumps(kind)}: {json.dumps(found, sort_keys=True)}" for kind, found in known.items() if is_a_model(found))
-    print("{\n" + ",\n".join(lines) + "\n}")
+    sys.stdout.write("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 if __name__ == "__main__":

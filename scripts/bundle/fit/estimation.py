@@ -6,7 +6,7 @@ and with it that amount. `compare` says how far off an estimate was from what th
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
@@ -124,8 +124,8 @@ def estimate(model: Model, request: Request, device: Device | None) -> Estimate:
         memory = budget - on_gpu - sum(parts.values())
     held = _cache(model, request, in_flight=tokens * (2 if request.async_scheduling else 1))
     length, limit = _length(model, request, held, memory)
-    sums = _Sums(request=request, device=device, attention=model.attention, cache=held, on_gpu=on_gpu, overhead=sum(parts.values()), share=share, budget=budget,
-                 memory=memory, length=length)
+    sums = _Sums(request=request, device=device, attention=model.attention, cache=held, on_gpu=on_gpu, overhead=sum(parts.values()), share=share,
+                 budget=budget, memory=memory, length=length)
     return Estimate(
         model=model, request=request, device=device, weights_bytes=sum(size for _, size in weights.values()), weights_gpu_bytes=on_gpu,
         overhead=parts, kv_bytes_per_token=held.token_bytes, kv_bytes=max(0, memory), kv_tokens=held.tokens(memory, length),
@@ -172,8 +172,8 @@ class _Sums:
         held, kept = self.cache, self.attention
         if kept.kept:
             windows = f" ({kept.full} keep all tokens, {kept.windowed} the last {kept.window:,})" if kept.windowed else ""
-            each = f" × {held.token_bytes // kept.layers:,} bytes" if held.token_bytes % kept.layers == 0 and len(kept.kept) < 3 else ""
-            yield f"KV per token: {kept.layers} layers{windows}{each} = {held.token_bytes:,} bytes"
+            of_each = f" × {held.token_bytes // kept.layers:,} bytes" if held.token_bytes % kept.layers == 0 and len(kept.kept) < 3 else ""
+            yield f"KV per token: {kept.layers} layers{windows}{of_each} = {held.token_bytes:,} bytes"
         if kept.states:
             yield f"state per sequence: {kept.states.layers} layers × {held.state_bytes // kept.states.layers:,} bytes = {held.state_bytes:,} bytes"
         if not held.kinds:

@@ -151,9 +151,9 @@ def cache(attention: Attention, layout: Layout) -> Cache:
     token_bytes = sum(kept.layers * size for kept, size in layers)
     state = attention.states
     if not state:
-        kinds = _one_page([Kind(layers=kept.layers, page=size * layout.block_tokens, tokens=layout.block_tokens, chunked=kept.chunked,
+        alike = _one_page([Kind(layers=kept.layers, page=size * layout.block_tokens, tokens=layout.block_tokens, chunked=kept.chunked,
                                 window=kept.window if layout.windows else 0) for kept, size in layers])
-        return Cache(kinds=tuple(_alike(kinds)), token_bytes=token_bytes, state_bytes=0, block_tokens=layout.block_tokens, in_flight=layout.in_flight)
+        return Cache(kinds=tuple(_alike(alike)), token_bytes=token_bytes, state_bytes=0, block_tokens=layout.block_tokens, in_flight=layout.in_flight)
     page = state.size(gpus=layout.gpus, float_bytes=layout.float_bytes, guesses=layout.guesses, matrix_type=layout.state_type)
     if not layers:  # without attention nothing is kept for the prefix cache either
         kind = Kind(layers=state.layers, page=page, tokens=0, states=1 + layout.guesses)

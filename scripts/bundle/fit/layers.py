@@ -2,6 +2,7 @@
 decoder, with the file of vLLM 0.33.0 that says so; a contract test asks the engine itself.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -87,7 +88,7 @@ class Attention:
     @property
     def depth(self) -> int:
         """Layers of any kind that keep something."""
-        return max(self.layers, self.layers + self.states.layers) if self.states else self.layers
+        return self.layers + (self.states.layers if self.states else 0)
 
     @property
     def kv_heads(self) -> int:
@@ -109,10 +110,10 @@ _WORDS = {
     "conv": STATE, "short_conv": STATE, "hybrid": BOTH, "mlp": NONE, "moe": NONE, "*": FULL, "M": STATE, "-": NONE, "E": NONE}
 """What configs call a layer."""
 
-_LATENT = frozenset("""axk1 deepseek_v2 deepseek_v3 deepseek_v32 deepseek_mtp glm_moe_dsa glm4_moe_lite kimi_k2 kimi_linear longcat_flash
-    pangu_ultra_moe bailing_hybrid""".split())
-"""Model types whose keys and values vLLM keeps as one latent vector, if their kv_lora_rank is set (transformers_utils/model_arch_config_convertor.py,
-is_deepseek_mla). Others with that key keep full heads."""
+_LATENT = ("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_mtp", "glm_moe_dsa", "glm4_moe_lite", "kimi_k2", "kimi_linear",
+           "longcat_flash", "pangu_ultra_moe", "bailing_hybrid")
+"""Model types whose keys and values vLLM keeps as one latent vector, if their kv_lora_rank is set: is_deepseek_mla in
+transformers_utils/model_arch_config_convertor.py. Others with that key keep full heads."""
 
 _REFUSED = {
     "index_topk": "a sparse attention's index beside the cache", "compress_ratios": "compressed caches", "hybrid_layer_pattern": "heads of two sizes",
@@ -120,10 +121,8 @@ _REFUSED = {
     "yoco_cross_layers": "a cache that layers share", "per_layer_config": "layers of several shapes"}
 """Keys of layers that keep something which is not counted here."""
 
-_ENCODERS = frozenset("""bert roberta xlm-roberta camembert distilbert modernbert nomic_bert new gte jina_bert electra mpnet xlm-roberta-xl
-    gte_bert ernie deberta-v2 siglip siglip2 clip eurobert hf_colbert colbert""".split())
-_ENCODER_ARCHITECTURES = ("Gemma3TextModel", "LlamaBidirectionalModel", "LlamaBidirectionalForSequenceClassification", "LlamaNemotronVLModel",
-                          "LlamaNemotronVLForSequenceClassification", "VoyageQwen3BidirectionalEmbedModel", "JinaForRanking")
+_ENCODER = re.compile(r"Bert|Roberta|^Gte|^CLIPModel|^Siglip|Bidirectional|^LlamaNemotronVL")
+"""Architectures whose tokens all see each other (model_executor/models/registry.py: those with encoder-only attention)."""
 _POOLERS = ("Model", "ForSequenceClassification", "ForTokenClassification", "ForRewardModel", "EmbedModel")
 
 _EVERY = {"gemma2": 2, "gpt_oss": 2, "cohere2": 4, "olmo3": 4, "exaone4": 4, "gemma3n_text": 5, "gemma3_text": 6, "gemma4_text": 6}
@@ -137,8 +136,9 @@ def _mamba(inner: int, fields: Fields, state: str, kernel: str) -> State:
 
 def _mamba2(inner: int, fields: Fields, *, groups: str, heads: str, head: str, state: str, kernel: str) -> State:
     width = fields.number(state)
-    return State(layers=0, channels=inner, taps=fields.number(kernel, default=4) - 1, groups=fields.number(groups, default=1), group_channels=2 * width,
-                 matrix=fields.number(heads) * fields.number(head, default=inner // fields.number(heads)) * width, checkpoints=1)
+    matrix = fields.number(heads) * fields.number(head, default=inner // fields.number(heads)) * width
+    return State(layers=0, channels=inner, taps=fields.number(kernel, default=4) - 1, matrix=matrix, groups=fields.number(groups, default=1),
+                 group_channels=2 * width, checkpoints=1)
 
 
 def _jamba(fields: Fields) -> State:
@@ -237,9 +237,8 @@ def attention(fields: Fields, architecture: str) -> Attention:
 def is_encoder(fields: Fields, architecture: str) -> bool:
     """Whether every token sees every other one at once, so that nothing is kept (vLLM, ModelConfig.attn_type: encoder_only)."""
     first = architecture.split(", ")[0]
-    pools = first.endswith(_POOLERS)
-    one_way = fields.values.get("is_causal") is not False and not (pools and fields.is_on("use_bidirectional_attention"))
-    return _kind(fields) in _ENCODERS or first in _ENCODER_ARCHITECTURES or (pools and not one_way)
+    both_ways = fields.values.get("is_causal") is False or fields.is_on("use_bidirectional_attention")
+    return bool(_ENCODER.search(first)) or (both_ways and first.endswith(_POOLERS))
 
 
 def _kind(fields: Fields) -> str:
@@ -342,9 +341,9 @@ def _heads(fields: Fields, layer: int, word: str) -> tuple[int, int]:
         if isinstance(each := values.get(key), list) and len(each) > layer:
             return int(each[layer]), size
     blocks = values.get("block_configs")
-    if isinstance(blocks, list) and len(blocks) > layer and isinstance(said := (blocks[layer] or {}).get("attention"), dict):
-        if in_group := said.get("n_heads_in_group"):
-            return fields.heads // int(in_group), size
+    said = blocks[layer].get("attention") if isinstance(blocks, list) and len(blocks) > layer and isinstance(blocks[layer], dict) else None
+    if isinstance(said, dict) and said.get("n_heads_in_group"):  # Nemotron-NAS
+        return fields.heads // int(said["n_heads_in_group"]), size
     return fields.kv_heads, size
 
 

@@ -113,7 +113,8 @@ def read_quantization(directory: Path) -> Mapping[str, Any]:
 
 def _has_towers(raw: Mapping[str, Any]) -> bool:
     inner = raw.get("thinker_config")
-    return any(part.get(key) for part in (raw, inner if isinstance(inner, dict) else {}) for key in _MODALITIES)
+    parts: tuple[Mapping[str, Any], ...] = (raw, inner if isinstance(inner, dict) else {})
+    return any(part.get(key) for part in parts for key in _MODALITIES)
 
 
 def _notes(raw: Mapping[str, Any], architecture: str, weights: tuple[Weight, ...], counted: tuple[Weight, ...],
@@ -161,8 +162,8 @@ def _width(fields: Fields) -> int:
 
 def _rope(fields: Fields) -> Iterator[tuple[str, float]]:
     """Each kind of rotary embedding, and the factor that it stretches the context by."""
-    said = next((found for key in _ROPE if (found := fields.values.get(key))), {})
-    nested = [value for value in said.values() if isinstance(value, dict)]
+    said: Mapping[str, Any] = next((found for key in _ROPE if (found := fields.values.get(key))), {})
+    nested: list[Mapping[str, Any]] = [value for value in said.values() if isinstance(value, dict)]
     for one in nested or [said]:
         yield str(one.get("rope_type") or one.get("type") or "default"), float(one.get("factor") or 1)
 

@@ -15,7 +15,7 @@ from bundle.fit.architectures import FAMILIES, Fields
 _TEXT = ("text_config", "llm_config", "language_config", "thinker_config")
 """The keys under which a text model's own config stands, where the model type is not known or spells it in another way."""
 _OUTER = ("tie_word_embeddings", "is_causal", "use_bidirectional_attention", "position_embedding_type")
-_TIED = {"tie_word_embeddings": ("tie_embedding", "tie_embeddings")}  # LFM2's
+_TIED = ("tie_embedding", "tie_embeddings")  # LFM2's
 
 
 @cache
@@ -41,8 +41,8 @@ def text_fields(raw: Mapping[str, Any], source: str) -> Fields:
     for name, key in about.get("names", {}).items():
         if text.get(name) is None and values.get(key) is not None:
             values[name] = values[key]
-    for name, others in _TIED.items():
-        values |= {name: text[other] for other in others if other in text}
+    for tied in filter(text.__contains__, _TIED):
+        values["tie_word_embeddings"] = text[tied]
     return Fields(values={**values, "model_type": kind}, source=source)
 
 
@@ -50,5 +50,5 @@ def _inside(raw: Mapping[str, Any], path: list[str]) -> Mapping[str, Any]:
     """The config of the text model: at `path`, else under one of the usual keys, else `raw` itself."""
     for key in (*path[:1], *_TEXT):
         if isinstance(part := raw.get(key), dict):
-            return _inside(part, path[1:] if key == path[:1] else [])
+            return _inside(part, path[1:] if [key] == path[:1] else [])
     return raw

@@ -13,8 +13,8 @@ def as_json(found: Estimate, changes: Sequence[Change] = (), differences: Sequen
     device = found.device
     return {
         "parameters": found.parameters, "weights_bytes": found.weights_bytes, "kv_bytes_per_token": found.kv_bytes_per_token,
-        "state_bytes": found.state_bytes, "kv_tokens": found.kv_tokens, "sequences_at_full_length": found.sequences_at_full_length, "starts": found.starts,
-        "arithmetic": list(found.arithmetic), "problems": list(found.problems), "notes": list(found.notes),
+        "state_bytes": found.state_bytes, "kv_tokens": found.kv_tokens, "sequences_at_full_length": found.sequences_at_full_length,
+        "starts": found.starts, "arithmetic": list(found.arithmetic), "problems": list(found.problems), "notes": list(found.notes),
         "architecture": found.model.architecture, "weights_from": found.model.source, "weights_gpu_bytes": found.weights_gpu_bytes,
         "overhead_bytes": found.overhead_bytes, "overhead": dict(found.overhead), "kv_bytes": found.kv_bytes,
         "max_model_len": found.max_model_len, "sequence_bytes": found.sequence_bytes, "block_tokens": found.block_tokens,

@@ -105,7 +105,8 @@ def requested(settings: Settings, *, overhead: int | None = None) -> Request:
         offloaded=round(float(values.get("--cpu-offload-gb", "0")) * GIB), hybrid_cache=values.get("--disable-hybrid-kv-cache-manager") != "true",
         windows=values.get("--disable-sliding-window") != "true", allow_long=values.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1",
         host_memory=size_bytes(values["HOST_ENGINE_MEMORY"]) if "HOST_ENGINE_MEMORY" in values else 0, overhead=overhead,
-        hf_overrides=overrides, prefix_caching=values.get("--enable-prefix-caching") != "false", guesses=int(drafts.get("num_speculative_tokens") or 0),
+        hf_overrides=overrides, prefix_caching=values.get("--enable-prefix-caching") != "false",
+        guesses=int(drafts.get("num_speculative_tokens") or 0),
         state_type=values.get("--mamba-ssm-cache-dtype", AUTO).replace(AUTO, ""),
         uncounted=tuple(what for name, what in _UNCOUNTED.items() if name in values))
 
