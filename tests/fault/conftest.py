@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.deployed import KEY, STALL_S, START_S, Deployed
+from support.deployed import CONTEXT, KEY, STALL_S, START_S, Deployed
 from support.project import Project, wait_until
 
 
@@ -21,8 +21,8 @@ def deployed(no_leftovers: None, tmp_path_factory: pytest.TempPathFactory) -> It
         port = listener.getsockname()[1]
     own = Project(name=f"test-{os.getpid()}-{secrets.token_hex(3)}")
     try:
-        lines = (f"GATEWAY_PORT={port}", f"GATEWAY_API_KEYS_FILE={keys}", f"HEALTH_STALL_S={STALL_S}", "ENGINE_MAX_MODEL_LEN=40960",
-                 "ENGINE_MAX_NUM_BATCHED_TOKENS=40960", "HOST_ENGINE_MEMORY=5g")
+        lines = (f"GATEWAY_PORT={port}", f"GATEWAY_API_KEYS_FILE={keys}", f"HEALTH_STALL_S={STALL_S}", f"ENGINE_MAX_MODEL_LEN={CONTEXT}",
+                 f"ENGINE_MAX_NUM_BATCHED_TOKENS={CONTEXT}", "HOST_ENGINE_MEMORY=5g")
         up = own.up(*(word for line in lines for word in ("--set", line)))
         assert up.returncode == 0, up.stderr
         yield Deployed(project=own, url=own.url)

@@ -13,8 +13,9 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from bundle import ROOT
@@ -215,27 +216,35 @@ def test_a_truncated_model_file_is_told_before_anything_is_touched(served: Deplo
 HOG = """
 import sys
 print("up", flush=True)
-sys.stdin.readline()
 held = []
-while True:
+while held or sys.stdin.readline():
     held.append(bytearray(32 * 2**20))
 """
 
 
+@contextmanager
+def hog(container: str) -> Iterator[IO[str]]:
+    """A process in that container which takes all memory that there is, once a line is written to it."""
+    with subprocess.Popen(["docker", "exec", "--interactive", container, "/opt/venv/bin/python", "-S", "-u", "-c", HOG],
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as running:
+        assert running.stdin
+        assert running.stdout
+        try:
+            assert running.stdout.readline() == "up\n"
+            yield running.stdin
+        finally:
+            running.kill()  # ends the client if it still waits; the process itself ends with its container
+
+
 def test_an_engine_whose_worker_is_killed_for_memory_ends_with_its_reason_and_comes_back_by_itself(served: Deployed) -> None:
     before = served.state["StartedAt"]
-    with served.asked_by(8) as tally:
-        hog = subprocess.Popen(["docker", "exec", "--interactive", served.engine, "/opt/venv/bin/python", "-S", "-u", "-c", HOG],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert hog.stdout
-        assert hog.stdin
-        assert hog.stdout.readline() == "up\n"
-        Path(f"/proc/{served.process('held = []')}/oom_score_adj").write_text("-1000")  # or the kernel would take it, and not the engine
+    with served.asked_by(8) as tally, hog(served.engine) as line:
+        # Or the kernel would take the hog, which is the larger one by then. To volunteer needs no capability, to be spared would.
+        Path(f"/proc/{served.process('VLLM::EngineCore')}/oom_score_adj").write_text("1000")
         since = time.monotonic()
-        hog.stdin.write("\n")
-        hog.stdin.flush()
+        line.write("\n")
+        line.flush()
         wait_until(lambda: served.started_after(before), deadline_s=120, what="its container is started anew")
-        hog.wait(60)
         recovery_s = served.recovered(tally, since)
     assert re.search(r"^entrypoint: the engine (ended unasked|died of SIGKILL)", served.log(before), re.MULTILINE)
     assert tally.outcomes.keys() <= {"right", "failed in form"}, tally.notes

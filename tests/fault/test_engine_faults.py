@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from support.clients import Tally, ask
-from support.deployed import DIRECT, KEY, STALL_S, Deployed, held
+from support.deployed import CONTEXT, DIRECT, KEY, SIGN_S, STALL_S, Deployed, held
 from support.faultlog import record
 from support.gateway import docker
 from support.project import wait_until
@@ -36,23 +36,30 @@ def test_a_saturated_engine_is_in_service_all_the_time(served: Deployed) -> None
     assert tally.outcomes.keys() == {"right"}, tally.notes
 
 
+def read(served: Deployed, tokens: int) -> None:
+    """Have a prompt of so many tokens read, in one step."""
+    body = {"model": "selftest", "prompt": [5 + (n * n + tokens) % 200 for n in range(tokens)], "max_tokens": 1}
+    asking = urllib.request.Request(f"{served.url}/v1/completions", json.dumps(body).encode(),
+                                    {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"})
+    with DIRECT.open(asking, timeout=300) as answer:
+        assert json.load(answer)["usage"]["prompt_tokens"] == tokens
+
+
 def test_reading_one_long_prompt_in_one_step_is_no_hang_though_no_counter_moves_for_seconds(served: Deployed) -> None:
-    began, asked_at = served.state["StartedAt"], time.monotonic()
-    still: list[tuple[float, float]] = []
-    verdicts = []
+    began, verdicts, longest = served.state["StartedAt"], [], 0.0
     with ThreadPoolExecutor() as pool:
-        body = {"model": "selftest", "prompt": [5 + (n * n) % 200 for n in range(40_000)], "max_tokens": 1}
-        asking = urllib.request.Request(f"{served.url}/v1/completions", json.dumps(body).encode(),
-                                        {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"})
-        answer = pool.submit(lambda: DIRECT.open(asking, timeout=300).read())
-        while not answer.done():
-            verdicts.append(served.verdict())
-            still.append((served.metric("kv_cache_usage_perc") + served.metric("prompt_tokens_total"), time.monotonic()))
-            time.sleep(0.2)
-        assert json.loads(answer.result())["usage"]["prompt_tokens"] == 40_000
-    took = time.monotonic() - asked_at
-    longest = max(max(at for value, at in still if value == one) - min(at for value, at in still if value == one) for one in {v for v, _ in still})
-    assert longest > STALL_S / 4, f"the case is a step in which nothing moves for long: {took:.1f} s, {longest:.1f} s still"
+        for tokens in (CONTEXT // 4, CONTEXT // 2, CONTEXT - 8):  # until this machine is still for longer than the watch takes for a first sign
+            still: list[tuple[float, float]] = []
+            answer = pool.submit(read, served, tokens)
+            while not answer.done():
+                verdicts.append(served.verdict())
+                still.append((served.metric("kv_cache_usage_perc") + served.metric("prompt_tokens_total"), time.monotonic()))
+                time.sleep(0.2)
+            answer.result()
+            longest = max(max(at for value, at in still if value == one) - min(at for value, at in still if value == one) for one, _ in still)
+            if longest > SIGN_S:
+                break
+    assert longest > SIGN_S, f"the case is a step in which nothing moves for long, and the longest prompt has {longest:.1f} s"
     assert [verdict for verdict in verdicts if verdict[0] != 200] == []
     assert served.state["StartedAt"] == began
 

@@ -19,6 +19,9 @@ from support.project import Project, wait_until
 
 START_S = 300
 STALL_S = 20
+SIGN_S = STALL_S / 4
+"""After which docker/engine/watch.py takes an engine that stands still out of service."""
+CONTEXT = 96 * 1024
 KEY = "sk-canary-" + secrets.token_hex(24)
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
