@@ -10,11 +10,12 @@ import signal
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from support.clients import Tally, ask
-from support.deployed import CONTEXT, DIRECT, KEY, SIGN_S, STALL_S, Deployed, held
+from support.deployed import CACHE_BYTES, CONTEXT, DIRECT, KEY, SIGN_S, STALL_S, Deployed, held
 from support.faultlog import record
 from support.gateway import docker
 from support.project import wait_until
@@ -95,11 +96,8 @@ def test_a_stopped_core_is_out_of_service_at_once_and_ended_and_the_engine_comes
     record("core stopped (SIGSTOP)", "out of service at once, ended, back by itself", tally, recovery_s)
 
 
-@pytest.mark.parametrize(("title", "fault", "line"), [
-    ("VLLM::EngineCore", "core killed", r"the engine ended unasked with code 0 after \d+ s; its last error: .*engine core exited unexpectedly"),
-    ("vllm.entrypoints.cli.main", "API process killed", r"the engine died of SIGKILL after \d+ s"),
-])
-def test_a_killed_process_ends_the_engine_with_its_reason_and_it_comes_back_by_itself(served: Deployed, title: str, fault: str, line: str) -> None:
+def killed(served: Deployed, title: str, line: str, fault: str) -> None:
+    """Kill the engine's process of that title: it ends with that line, and comes back."""
     before = served.state["StartedAt"]
     with served.asked_by(8) as tally:
         since = time.monotonic()
@@ -109,6 +107,26 @@ def test_a_killed_process_ends_the_engine_with_its_reason_and_it_comes_back_by_i
     assert re.search(f"^entrypoint: {line}", served.log(before), re.MULTILINE), served.log(before)[-2000:]
     assert tally.outcomes.keys() <= {"right", "failed in form"}, tally.notes
     record(fault, "every request ends with an answer or an error, the engine comes back by itself", tally, recovery_s)
+
+
+def test_a_killed_api_process_ends_the_engine_with_its_reason_and_it_comes_back_by_itself(served: Deployed) -> None:
+    killed(served, "vllm.entrypoints.cli.main", r"the engine died of SIGKILL after \d+ s", "API process killed")
+
+
+def test_with_a_full_cache_it_serves_on_and_a_killed_core_ends_the_engine_with_its_reason_and_it_comes_back_by_itself(served: Deployed) -> None:
+    cache = docker("volume", "inspect", "--format", '{{.Options.device}}', f"{served.project.name}_cache").strip()
+    filler = Path(cache, "filler")
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(bytes(2 * CACHE_BYTES))
+    try:
+        with served.asked_by(4) as tally:
+            wait_until(lambda: tally.outcomes["right"] >= 40, deadline_s=120, what="ten answers for each")
+        assert tally.outcomes.keys() == {"right"}, tally.notes
+        record("cache volume full", "serves on; an engine that ends meanwhile comes back (core killed)", tally)
+        killed(served, "VLLM::EngineCore", r"the engine ended unasked with code 0 after \d+ s; its last error: .*engine core exited unexpectedly",
+               "core killed")
+    finally:
+        filler.unlink()
 
 
 def test_a_gateway_that_is_killed_is_back_at_once(served: Deployed) -> None:
