@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         console.emit_json({"folder": str(folder), "checks": [{"name": one.name, "ok": one.ok, "found": one.found} for one in found]})
     else:
         marks = {True: "✓", False: "✗", None: "·"}
-        console.table(("", "promise", "found"), [(f"{marks[one.ok]} {one.name}", one.promise, one.found) for one in found])
+        console.table(("", "found"), [(f"{marks[one.ok]} {one.name}", one.found) for one in found])
         console.note(f"the whole report: {(folder / 'report.html').relative_to(ROOT)}")
     return CheckFailedError.exit_code if any(one.ok is False for one in found) else 0
 

@@ -130,7 +130,8 @@ def over_time(lines: Mapping[str, Sequence[tuple[float, float]]], title: str, *,
         axes.set_ylim(bottom=0)
         axes.set_xlabel("seconds")
         axes.set_title(title, loc="left", fontsize=_FONT, color=BLACK)
-        _legend(figure, len(lines) if len(lines) > 1 else 0)
+        if len(lines) > 1:
+            _legend(figure, len(lines))
         return _svg(figure, f"{title} over time")
 
 

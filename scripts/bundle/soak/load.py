@@ -105,7 +105,8 @@ class Clients:
 
     def _stream(self, dice: random.Random) -> dict[str, Any]:
         question = self._question(dice)
-        began, times, last, answer = time.monotonic(), [], "", {}
+        began, times, last = time.monotonic(), list[float](), ""
+        answer: Any = {}
         for last in self._server.events(COMPLETIONS, **question, stream_options={"include_usage": True}):
             times.append(time.monotonic())
             answer = _json(last) or answer
