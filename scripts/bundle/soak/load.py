@@ -13,9 +13,12 @@ from typing import Any
 from bundle.smoke.client import Server, ServerError
 
 COMPLETIONS = "/v1/completions"
+Ask = Callable[[random.Random], dict[str, Any]]
 PAUSE_S = 0.2
 WORDS = ("river", "seven", "under", "light", "carry", "stone", "never", "green", "apple", "write", "cloud", "north")
 BAD: Sequence[dict[str, Any]] = ({"max_tokens": -1}, {"temperature": "hot"}, {"model": "no-such-model"}, {"n": 0}, {"prompt": None}, {"top_p": 7})
+WEIGHTS = (4, 6, 2, 1, 1)
+"""How often each of Clients.kinds."""
 REPEATED = 16
 """An answer of so many tokens that are all the same is none, at temperature 1."""
 
@@ -65,21 +68,28 @@ class Clients:
             for one in running:
                 one.result()
 
+    @property
+    def kinds(self) -> Mapping[str, Ask]:
+        """The ways to ask: each asks once, and gives what else is to be kept of it."""
+        return {"whole": self._whole, "stream": self._stream, "cancelled": self._cancelled, "bad": self._bad, "same": self._same}
+
+    def one(self, kind: str, ask: Ask, dice: random.Random) -> Request:
+        """One request, and how it ended; it is kept in `requests`."""
+        found: dict[str, Any] = {"outcome": "right"}
+        try:
+            found |= ask(dice)
+        except WrongAnswerError as error:
+            found |= {"outcome": "wrong", "note": str(error)}
+        except ServerError as error:
+            waits = str(error).startswith(("status 429", "status 503"))
+            found |= {"outcome": "told to wait" if waits else "failed", "note": str(error)[:200]}
+        self.requests.append(Request(at=time.monotonic() - self.began, kind=kind, **found))
+        return self.requests[-1]
+
     def _client(self, dice: random.Random) -> None:
-        kinds: Mapping[str, Callable[[random.Random], dict[str, Any]]] = {
-            "whole": self._whole, "stream": self._stream, "cancelled": self._cancelled, "bad": self._bad, "same": self._same}
         while not self._over.is_set():
-            (kind,) = dice.choices(list(kinds), weights=(4, 6, 2, 1, 1))
-            found: dict[str, Any] = {"outcome": "right"}
-            try:
-                found |= kinds[kind](dice)
-            except WrongAnswerError as error:
-                found |= {"outcome": "wrong", "note": str(error)}
-            except ServerError as error:
-                waits = str(error).startswith(("status 429", "status 503"))
-                found |= {"outcome": "told to wait" if waits else "failed", "note": str(error)[:200]}
-            self.requests.append(Request(at=time.monotonic() - self.began, kind=kind, **found))
-            if found["outcome"] != "right":
+            ((kind, ask),) = dice.choices(list(self.kinds.items()), weights=WEIGHTS)
+            if self.one(kind, ask, dice).outcome != "right":
                 self._over.wait(PAUSE_S)
 
     def _question(self, dice: random.Random) -> dict[str, Any]:
