@@ -96,37 +96,28 @@ def test_a_stopped_core_is_out_of_service_at_once_and_ended_and_the_engine_comes
     record("core stopped (SIGSTOP)", "out of service at once, ended, back by itself", tally, recovery_s)
 
 
-def killed(served: Deployed, title: str, line: str, fault: str) -> None:
-    """Kill the engine's process of that title: it ends with that line, and comes back."""
-    before = served.state["StartedAt"]
-    with served.asked_by(8) as tally:
-        since = time.monotonic()
-        os.kill(served.process(title), signal.SIGKILL)
-        wait_until(lambda: served.started_after(before), deadline_s=60, what="its container is started anew")
-        recovery_s = served.recovered(tally, since)
-    assert re.search(f"^entrypoint: {line}", served.log(before), re.MULTILINE), served.log(before)[-2000:]
-    assert tally.outcomes.keys() <= {"right", "failed in form"}, tally.notes
-    record(fault, "every request ends with an answer or an error, the engine comes back by itself", tally, recovery_s)
-
-
-def test_a_killed_api_process_ends_the_engine_with_its_reason_and_it_comes_back_by_itself(served: Deployed) -> None:
-    killed(served, "vllm.entrypoints.cli.main", r"the engine died of SIGKILL after \d+ s", "API process killed")
-
-
 def test_with_a_full_cache_it_serves_on_and_a_killed_core_ends_the_engine_with_its_reason_and_it_comes_back_by_itself(served: Deployed) -> None:
+    before = served.state["StartedAt"]
     cache = docker("volume", "inspect", "--format", '{{.Options.device}}', f"{served.project.name}_cache").strip()
     filler = Path(cache, "filler")
     with pytest.raises(OSError, match="No space left"):
         filler.write_bytes(bytes(2 * CACHE_BYTES))
     try:
-        with served.asked_by(4) as tally:
-            wait_until(lambda: tally.outcomes["right"] >= 40, deadline_s=120, what="ten answers for each")
-        assert tally.outcomes.keys() == {"right"}, tally.notes
-        record("cache volume full", "serves on; an engine that ends meanwhile comes back (core killed)", tally)
-        killed(served, "VLLM::EngineCore", r"the engine ended unasked with code 0 after \d+ s; its last error: .*engine core exited unexpectedly",
-               "core killed")
+        with served.asked_by(4) as full:
+            wait_until(lambda: full.outcomes["right"] >= 40, deadline_s=120, what="ten answers for each")
+        with served.asked_by(8) as tally:
+            since = time.monotonic()
+            os.kill(served.process("VLLM::EngineCore"), signal.SIGKILL)
+            wait_until(lambda: served.started_after(before), deadline_s=60, what="its container is started anew")
+            recovery_s = served.recovered(tally, since)
     finally:
         filler.unlink()
+    line = r"^entrypoint: the engine ended unasked with code 0 after \d+ s; its last error: .*engine core exited unexpectedly"
+    assert re.search(line, served.log(before), re.MULTILINE), served.log(before)[-2000:]
+    assert full.outcomes.keys() == {"right"}, full.notes
+    assert tally.outcomes.keys() <= {"right", "failed in form"}, tally.notes
+    record("cache volume full", "serves on", full)
+    record("core killed, cache volume full", "every request ends with an answer or an error, the engine comes back by itself", tally, recovery_s)
 
 
 def test_a_gateway_that_is_killed_is_back_at_once(served: Deployed) -> None:

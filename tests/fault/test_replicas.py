@@ -4,6 +4,7 @@ What was found stands in reports/faults.json (support/faultlog.py).
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,7 +14,11 @@ import pytest
 
 from support.deployed import START_S, Deployed
 from support.faultlog import record
+from support.gateway import docker
 from support.project import wait_until
+
+REST_S = 2.0
+"""A start needs the processors that the clients' answers are computed on."""
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +27,7 @@ def two(deployed: Deployed) -> Iterator[Deployed]:
     wait_until(lambda: deployed.verdict()[0] == 200, deadline_s=START_S, what="the engine is ready")
     before = deployed.project.containers()
     larger = Deployed(project=deployed.project, url=deployed.url, lines=(*deployed.lines, "HOST_REPLICAS=2", "GATEWAY_TIMEOUT_S=1800"))
-    with deployed.asked_by(8) as tally:
+    with deployed.asked_by(8, rest_s=REST_S) as tally:
         up = larger.change("up")
         assert up.returncode == 0, up.stderr
     after = deployed.project.containers()
@@ -53,10 +58,11 @@ def test_a_replica_that_is_lost_under_32_streams_costs_only_streams_that_have_be
         wait_until(lambda: sum(at > since for at in tally.right_at) >= 64, deadline_s=120, what="the other one answers")
         recovery_s = min(at for at in tally.right_at if at > since) - since
         wait_until(lambda: two.project.containers()["engine-2"].restarts > lost.restarts, deadline_s=60, what="it is started anew")
-        both_ready(two)
+    assert re.search(r"^entrypoint: the engine died of SIGKILL after \d+ s", docker("logs", "--since", lost.started, lost.id), re.MULTILINE)
+    both_ready(two)
     assert tally.outcomes.keys() <= {"right", "failed in form"}, tally.notes
     assert tally.statuses.keys() == {200}, "who has no answer yet gets it from the other one"
-    record("replica lost under 32 streams", "a request without an answer gets it from the other one; begun streams break visibly; it comes back",
+    record("API process killed: replica lost under 32 streams", "a request without an answer gets it from the other one; begun streams break visibly; it comes back",
            tally, recovery_s)
 
 
@@ -68,7 +74,7 @@ def test_a_broken_image_that_is_rolled_leaves_the_old_version_serving(two: Deplo
     recipe = f'FROM {image}\nENTRYPOINT ["sh", "-c", "echo I am broken; exit 1"]'
     subprocess.run(["docker", "build", "--quiet", "--tag", broken, "-"], input=recipe, text=True, check=True, timeout=120)
     try:
-        with two.asked_by(16) as tally:
+        with two.asked_by(16, rest_s=REST_S) as tally:
             roll = two.change("roll", f"IMAGE_ENGINE={broken}")
         assert roll.returncode == 7, roll.stderr
         assert "I am broken" in roll.stderr
@@ -82,7 +88,7 @@ def test_a_broken_image_that_is_rolled_leaves_the_old_version_serving(two: Deplo
 def test_a_roll_under_load_interrupts_nothing(two: Deployed) -> None:
     both_ready(two)
     before = two.project.containers()
-    with two.asked_by(32) as tally:  # every other one streams
+    with two.asked_by(32, rest_s=REST_S) as tally:  # every other one streams
         roll = two.change("roll")
         assert roll.returncode == 0, roll.stderr
     after = two.project.containers()

@@ -84,9 +84,9 @@ class Deployed:
         return ask(self.url, Tally(), key=KEY) == "right"
 
     @contextmanager
-    def asked_by(self, clients: int, *, tokens: int = 16) -> Iterator[Tally]:
-        """While the block runs, so many clients ask; it begins once some have been answered."""
-        with keep_asking(self.url, clients, key=KEY, tokens=tokens) as tally:
+    def asked_by(self, clients: int, *, tokens: int = 16, rest_s: float = 0) -> Iterator[Tally]:
+        """While the block runs, so many clients ask, again `rest_s` after an answer; it begins once some have been answered."""
+        with keep_asking(self.url, clients, key=KEY, tokens=tokens, rest_s=rest_s) as tally:
             wait_until(lambda: tally.outcomes["right"] >= clients, deadline_s=120, what="the clients are answered")
             yield tally
 
