@@ -62,8 +62,8 @@ def test_a_replica_that_is_lost_under_32_streams_costs_only_streams_that_have_be
     both_ready(two)
     assert tally.outcomes.keys() <= {"right", "failed in form"}, tally.notes
     assert tally.statuses.keys() == {200}, "who has no answer yet gets it from the other one"
-    record("API process killed: replica lost under 32 streams", "a request without an answer gets it from the other one; begun streams break visibly; it comes back",
-           tally, recovery_s)
+    record("API process killed: replica lost under 32 streams",
+           "a request without an answer gets it from the other one; begun streams break visibly; it comes back", tally, recovery_s)
 
 
 def test_a_broken_image_that_is_rolled_leaves_the_old_version_serving(two: Deployed) -> None:
