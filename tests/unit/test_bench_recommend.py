@@ -77,7 +77,7 @@ def test_without_two_that_gained_or_with_both_measured_already_there_is_nothing_
 
 def test_a_cell_that_left_requests_unanswered_is_not_recommended_however_fast() -> None:
     result = build(KV, SEQS)
-    result["cells"]["kv-fp8"]["metrics"]["chat"]["success"] = {"median": 0.75}
+    result["cells"]["kv-fp8"]["metrics"]["chat"]["success"] = {"median": 0.75, "low": 0.5, "high": 1.0, "values": [0.5, 1.0]}
     found = recommend.recommend(result)
     assert [one["cell"] for one in found["set"]] == ["seqs-512"]
     assert found["kept"][0]["why"] == "fp8 (cell kv-fp8): only 75.0 % of its requests were answered."
