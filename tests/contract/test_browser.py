@@ -1,8 +1,10 @@
 """A page in a real browser asks the gateway from another origin: what it may read, and what its user is spared."""
 
 import json
+import os
 import queue
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -71,11 +73,12 @@ def opened(tmp_path: Path, port: int, url: str) -> Any:
     assert browser, "no browser here: apt-get install chromium-headless-shell"
     with page(port, url) as said, subprocess.Popen(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-proxy-server", f"--user-data-dir={tmp_path / 'browser'}",
-             "--remote-debugging-port=0", f"http://127.0.0.1:{port}/"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+             "--remote-debugging-port=0", f"http://127.0.0.1:{port}/"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as running:
         try:
             return said.get(timeout=120)
         finally:
-            running.terminate()
+            os.killpg(running.pid, signal.SIGKILL)  # it has started others
 
 
 @pytest.fixture
