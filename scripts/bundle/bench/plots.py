@@ -117,6 +117,25 @@ def memory(result: Result) -> str:
         return _svg(figure, "GPU memory over time, from the start of the engine, one line for each cell")
 
 
+def over_time(lines: Mapping[str, Sequence[tuple[float, float]]], title: str, *, dots: bool = False) -> str:
+    """What `lines` have of (seconds, value), a line or a cloud of dots for each; "" without any."""
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return ""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(300)
+        axes.grid(True, axis="y")
+        for number, (name, points) in enumerate(lines.items()):
+            axes.plot(*zip(*points, strict=True), "." if dots else "-", color=_SERIES[number % len(_SERIES)], markersize=2, linewidth=1.4,
+                      label=_short(name, 40) if len(lines) > 1 else None)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("seconds")
+        axes.set_title(title, loc="left", fontsize=_FONT, color=BLACK)
+        if len(lines) > 1:
+            _legend(figure, len(lines))
+        return _svg(figure, f"{title} over time")
+
+
 def start_phases(result: Result) -> str:
     """What a start spends its time on, cold above warm, for each cell; "" where no start has phases."""
     bars: list[tuple[str, Phases]] = []
