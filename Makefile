@@ -15,7 +15,7 @@ export SET
 sets := $(if $(SET),--set-all "$$SET")
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project)
 
-.PHONY: help up down restart roll rollback keys logs status check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
+.PHONY: help up down restart roll rollback keys logs status check doctor build smoke soak bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ build:  ## the images that the profile needs (FORCE=1: anew, with the distributi
 
 smoke:  ## does the running service answer as an API client expects?
 	@$(PYTHON) scripts/smoke.py $(project) $(json)
+
+soak:  ## use the running service for long, in every way at once: does anything grow, slow down or go wrong? (MINUTES=10 CLIENTS=8)
+	@$(PYTHON) scripts/soak.py $(project) $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(CLIENTS),--clients '$(CLIENTS)') $(json)
 
 bench:  ## measure a suite of env/matrix.yaml (SUITE= CELL="a b" WORKLOAD= ROUNDS= REPEATS= RUN= RUNTIME=process CARD_GIB= SIDE_BY_SIDE=; LIST=1 shows all)
 	@$(PYTHON) scripts/bench.py $(if $(LIST),--list) $(if $(REPORT),--report '$(REPORT)') $(if $(SUITE),--suite '$(SUITE)') \

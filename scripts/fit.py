@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     chosen = profile.load(wanted)
     directory = options.model or assessment.model_folder(chosen)
     if not directory:
-        raise ConfigurationError("no model to look at", fix="give its folder: python scripts/fit.py MODEL_DIR, or set MODEL_DIR in env/site.env")
+        raise ConfigurationError("no model to look at", fix="give its folder: make fit MODEL=dir, or set MODEL_DIR in env/site.env")
     if others := folder.misfits(directory.expanduser()):
         raise PrerequisiteError(others[0].found, fix=others[0].fix)
     measured = None if options.overhead is None else round(options.overhead * GIB)

@@ -3,7 +3,7 @@
 usage: python scripts/smoke.py [--project NAME] [--json] [--limit SECONDS]
        python scripts/smoke.py --url http://HOST:PORT [--model NAME] [--api-key-file FILE] [--ca-file FILE] ...
 
-Exit codes: 0 all passed, 5 a check failed, 4 the server does not answer, 3 nothing is up, 2 a wrong option.
+Exit codes: 0 all passed, 5 an expectation failed, 4 the server does not answer, 3 nothing is up, 2 a wrong option.
 """
 
 import sys
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", default="", metavar="NAME", help="the model to ask (default: the first that the server lists)")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="a file whose first line is the bearer key")
     parser.add_argument("--ca-file", type=Path, metavar="FILE", help="PEM of the authority, or of a self-signed certificate (with --url)")
-    parser.add_argument("--limit", type=cli.positive, default=300.0, metavar="SECONDS", help="for all checks together (default 300)")
+    parser.add_argument("--limit", type=cli.positive, default=300.0, metavar="SECONDS", help="for all expectations together (default 300)")
     cli.add_json(parser)
     options = parser.parse_args(argv)
     if options.url is not None and options.project:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         console.emit_json({"url": server.url, "model": server.model, "checks": [r.as_json() for r in results]})
     else:
-        console.table(("check", "state", "time", "detail"), [(r.name, r.state, f"{r.seconds:.1f} s", r.outcome) for r in results])
+        console.table(("expectation", "state", "time", "detail"), [(r.name, r.state, f"{r.seconds:.1f} s", r.outcome) for r in results])
     console.note(f"{server.model} at {server.url}: {expectations.summary(results)}")
     return CheckFailedError.exit_code if any(r.state == "fail" for r in results) else 0
 

@@ -20,6 +20,7 @@ from types import ModuleType
 import pytest
 
 from bundle import ROOT
+from bundle.bench.proctree import Tree
 from bundle.fit import estimation
 from bundle.machine import devices
 from support.entrypoint import load_entrypoint
@@ -215,7 +216,7 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
     host = Pod(folder=tmp_path)
     yield host
     for process in host.running:
-        process.kill()
+        assert not Tree(process.pid).kill(30), "the engine goes with its entrypoint, which passes no SIGKILL on"
         process.communicate()
 
 

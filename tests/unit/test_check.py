@@ -1,29 +1,29 @@
 """scripts/check.py as an operator and as a machine call it."""
 
+import contextlib
 import json
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from bundle import ROOT
 from bundle.config.settings import SELFTEST_MODEL
 from bundle.service import preview
-from support import modelfolder
+from support import modelfolder, verbs
 from support.bad_inputs import BAD
 
 NO_MODEL = ("--set", f"ENGINE_MODEL={SELFTEST_MODEL}")
 """Whether the first model lies in this bundle's store or not."""
 
 
-def check(*arguments: str, environ: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def check(*arguments: str, environ: dict[str, str] | None = None, cwd: Path = ROOT) -> CompletedProcess[str]:
     # No PATH to Docker and no daemon: `check` must not need one.
     env = {"PATH": "/nonexistent", "HOME": os.environ["HOME"], **(environ or {})}
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / "check.py"), *arguments], capture_output=True, text=True, check=False, timeout=60,
-                          env=env, cwd=cwd)
+    with contextlib.chdir(cwd):
+        return verbs.call("check", *arguments, env=env)
 
 
 def test_json_has_exactly_these_keys() -> None:

@@ -1,16 +1,14 @@
 """The verdict: what starts on which GPU, the nearest change that lets it start, and the estimate beside an engine's log."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
-from bundle import ROOT
 from bundle.base.errors import ConfigurationError, PrerequisiteError
 from bundle.config import settings
 from bundle.fit import assessment, estimation, modelshape, overhead, remedies
@@ -18,7 +16,7 @@ from bundle.fit.estimation import Estimate
 from bundle.fit.request import Request, requested
 from bundle.machine import devices
 from bundle.machine.devices import GIB, find
-from support import modelfolder
+from support import modelfolder, verbs
 from support.fakehost import FakeHost
 
 
@@ -42,8 +40,8 @@ def on(folder: Path, *sets: str, profile: str = "throughput", gpu: str = "rtx-50
     return found
 
 
-def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / "fit.py"), *arguments], capture_output=True, text=True, check=False, timeout=60)
+def script(*arguments: str) -> CompletedProcess[str]:
+    return verbs.call("fit", *arguments)
 
 
 # The verdict

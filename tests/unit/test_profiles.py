@@ -1,9 +1,8 @@
 """Which profile a host gets without being asked, and what `make profiles` shows."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -150,9 +149,8 @@ def test_without_a_model_a_share_that_cannot_start_is_refused_all_the_same() -> 
     assert throughput.summary.startswith("31.05 GiB are wanted of 31.36, and 30.86 are free at start")
 
 
-def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "profiles.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+def script(*arguments: str) -> CompletedProcess[str]:
+    return verbs.call("profiles", *arguments)
 
 
 def test_the_script_lists_them_for_people_and_for_machines() -> None:

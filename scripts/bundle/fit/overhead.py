@@ -25,7 +25,7 @@ def parts(model: Model, request: Request, device: Device, *, tokens: int, seqs: 
     found = {"libraries": LIBRARIES_BYTES,
              f"activations of {tokens:,} tokens": tokens * (model.width // gpus + 3 * model.hidden) * request.float_bytes,
              f"logits of {seqs:,} sequences": seqs * model.vocabulary * LOGIT_BYTES,
-             f"graphs of {len(sizes)} sizes": round(len(sizes) * model.attention.layers * GRAPH_LAYER_BYTES)}
+             f"graphs of {len(sizes)} sizes": round(len(sizes) * model.attention.depth * GRAPH_LAYER_BYTES)}
     if model.attention.latent_copies:
         found["second copy of MLA projections"] = model.attention.latent_copies * request.float_bytes // gpus
     if request.correction:

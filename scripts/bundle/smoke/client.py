@@ -261,7 +261,7 @@ class Server:
 
 
 class _Adapter(HTTPAdapter):
-    """TLS by the given context, with as many connections as the concurrency check has threads."""
+    """TLS by the given context, with as many connections as the concurrency expectation has threads."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.context = context
