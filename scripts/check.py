@@ -3,6 +3,8 @@
 usage: python scripts/check.py [--profile NAME] [--env-file FILE]... [--set KEY=VALUE]... [--project NAME] [--gpu NAME]
                                [--deep] [--json | --flatten [FILE]]
 
+What `auto` becomes is shown with its reason, where the model and the GPU are known, and stands in what --flatten writes.
+
 --gpu rtx-5090 refuses what cannot start on that GPU, with the arithmetic. Where MODEL_DIR is set, the model's fit is shown: on the GPU that is
 named, or on this host's as if nothing else ran there.
 
@@ -41,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
     fit = assessment.assess(chosen, options.gpu)
     if options.gpu:
         chosen = assessment.held_to(chosen, fit)
+    chosen = assessment.resolved(chosen, fit)
     if options.deep and not chosen.errors:
         with console.step(f"asking {chosen.image_engine}"):
             answer = engineconfig.ask(chosen, fit.device)
@@ -51,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
         console.emit_json(preview.as_json(chosen, fit))
         return 2 if chosen.errors else 0
     chosen.require()
+    if options.flatten and (line := assessment.unresolved(chosen)):
+        console.warn(line)
     if options.flatten == "-":
         sys.stdout.write(chosen.flatten("handoff.env"))
     elif options.flatten:

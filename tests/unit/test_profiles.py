@@ -167,14 +167,14 @@ def test_the_script_lists_them_for_people_and_for_machines() -> None:
 
 def test_an_estimate_is_held_against_the_engines_log_in_one_line(tmp_path: Path) -> None:
     folder = modelfolder.folder(tmp_path / "m", modelfolder.published("qwen3-8b"))
-    found = assessment.assess(settings.load("throughput", sets=[f"MODEL_DIR={folder}"]), "rtx-5090").estimate
-    assert found
+    fit = assessment.assess(settings.load("throughput", sets=[f"MODEL_DIR={folder}"]), "rtx-5090")
+    assert fit.estimate
     log = "Model loading took 8.88 GiB and 2.9 seconds\nAvailable KV cache memory: 18.00 GiB\nGPU KV cache size: 131,072 tokens\n"
-    line = assessment.compared(found, log)
+    line = assessment.described(fit.differences(log))
     assert line.startswith("weights 8.79 GiB estimated, 8.88 found (-1.0 %); KV cache ")
-    assert f"KV cache {found.kv_tokens:,} tokens estimated, 131,072 found (" in line
+    assert f"KV cache {fit.estimate.kv_tokens:,} tokens estimated, 131,072 found (" in line
     assert "\n" not in line
-    assert assessment.compared(found, "nothing of it") == ""
+    assert fit.differences("nothing of it") == ()
 
 
 # The line of `make doctor`

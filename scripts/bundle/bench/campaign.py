@@ -12,7 +12,8 @@ from bundle.bench.matrix import TOGETHER, Cell, Suite, Workload
 from bundle.bench.rundata import RESULT, RUN, Result
 from bundle.bench.runtimes import Runtime
 from bundle.config import catalogue, settings
-from bundle.config.settings import Settings
+from bundle.config.settings import MODEL_IN_CONTAINER, Settings
+from bundle.fit import assessment
 from bundle.fit.assessment import SHARE_KEY
 from bundle.fit.request import DEFAULT_UTILIZATION
 from bundle.machine import gpu
@@ -146,10 +147,18 @@ def _settings(cell: Cell, order: Order, total_gib: float) -> Settings:
 
     found = loaded()
     if not order.card_gib:
-        return found
+        return _decided(found, order)
     share = found.value(SHARE_KEY) or str(DEFAULT_UTILIZATION)
     of_card = (order.card_gib - EMPTY_CARD_TAKES_GIB) / order.card_gib if share == "auto" else float(share)
-    return loaded([f"{SHARE_KEY}={of_card * order.card_gib / total_gib:.5f}"])
+    return _decided(loaded([f"{SHARE_KEY}={of_card * order.card_gib / total_gib:.5f}"]), order)
+
+
+def _decided(found: Settings, order: Order) -> Settings:
+    """`found` with a number in place of each `auto` that the host resolves: all starts of a cell have the same."""
+    model, looked_at = found.value("ENGINE_MODEL"), found
+    if order.runtime == "process" and not found.model_dir and Path(model).is_dir():  # it reads the folder where it lies
+        looked_at = found.overridden({"MODEL_DIR": model, "ENGINE_MODEL": MODEL_IN_CONTAINER}, "set by the benchmark")
+    return assessment.decided(found, assessment.assess(looked_at))
 
 
 def _gpu_gib() -> float:

@@ -75,6 +75,7 @@ HOST_KEYS: dict[str, HostKey] = {
     "HEALTH_STALL_S": _int(10, 86_400),
     "HOST_GPUS": HostKey(kind="gpus"),
     "HOST_REPLICAS": _int(1, MOST_REPLICAS),
+    "HOST_REQUEST_TOKENS": _int(1, 16_777_216),
     "GATEWAY_BIND": HostKey(kind="address", required=True),
     "GATEWAY_PORT": _int(0, 65_535),
     "GATEWAY_API_KEYS_FILE": _FILE,

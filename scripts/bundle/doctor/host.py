@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundle.base.errors import ConfigurationError
-from bundle.config import catalogue
+from bundle.config import catalogue, words
 from bundle.config.keys import HOST_KEYS, size_bytes
-from bundle.config.rules import AUTO
 from bundle.config.settings import Settings
 from bundle.doctor import secretfiles
 from bundle.doctor.check import Check, fail, ok, warn
@@ -289,7 +288,7 @@ def is_running(project: str, docker: Docker, host: Host) -> bool:
 def _gpu_share(settings: Settings, target: str) -> float | None:
     if settings.value("ENGINE_KV_CACHE_MEMORY_BYTES"):
         return 0.0
-    if settings.value("ENGINE_GPU_MEMORY_UTILIZATION") == AUTO:
+    if settings.value("ENGINE_GPU_MEMORY_UTILIZATION") == words.AUTO:
         return None
     try:
         flag = catalogue.load(target, root=settings.root).find("ENGINE_GPU_MEMORY_UTILIZATION")

@@ -25,10 +25,19 @@ def parts(model: Model, request: Request, device: Device, *, tokens: int, seqs: 
     found = {"libraries": LIBRARIES_BYTES,
              f"activations of {tokens:,} tokens": tokens * (model.width // gpus + 3 * model.hidden) * request.float_bytes,
              f"logits of {seqs:,} sequences": seqs * model.vocabulary * LOGIT_BYTES,
-             f"graphs of {len(sizes)} sizes": round(len(sizes) * model.attention.layers * GRAPH_LAYER_BYTES)}
+             f"graphs of {len(sizes)} sizes": round(len(sizes) * model.attention.depth * GRAPH_LAYER_BYTES)}
     if model.attention.latent_copies:
         found["second copy of MLA projections"] = model.attention.latent_copies * request.float_bytes // gpus
+    if request.correction:
+        found["what a start has found beside that"] = request.correction.bytes
     return found
+
+
+def most_captured(request: Request, device: Device, *, tokens: int) -> int:
+    """The largest batch that can have a CUDA graph, however many sequences there are (as `capture_sizes`)."""
+    if request.captured:
+        return max(request.captured)
+    return min(request.largest_capture or (1024 if device.capability[0] == 10 else 512), tokens)
 
 
 def capture_sizes(request: Request, device: Device, *, tokens: int, seqs: int) -> list[int]:
@@ -37,7 +46,8 @@ def capture_sizes(request: Request, device: Device, *, tokens: int, seqs: int) -
         return []
     if request.captured:
         return sorted({size for size in request.captured if size <= tokens})
-    largest = min(request.largest_capture or min(2 * seqs, 1024 if device.capability[0] == 10 else 512), tokens)
+    most = most_captured(request, device, tokens=tokens)
+    largest = most if request.largest_capture else min(2 * seqs, most)
     small = range(1, min(largest, 32) + 1) if request.performance_mode == "interactivity" else (1, 2, 4)
     sizes = {*small, *range(8, min(largest + 1, 256), 8), *range(256, largest + 1, 16), tokens, *([] if request.largest_capture else [seqs])}
     return sorted(size for size in sizes if size <= largest)

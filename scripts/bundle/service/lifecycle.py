@@ -10,12 +10,12 @@ from bundle.base.errors import BundleError, ConfigurationError, NotReadyError, P
 from bundle.config.settings import Settings
 from bundle.doctor import host
 from bundle.doctor.fit import fit_check
-from bundle.fit import assessment
-from bundle.fit.estimation import Estimate
+from bundle.fit import assessment, found
+from bundle.fit.assessment import Fit
 from bundle.images import build
 from bundle.machine import ports, setup
 from bundle.models import first
-from bundle.service import address, credentials, kept, readiness, traffic
+from bundle.service import address, credentials, kept, numbers, readiness, traffic
 from bundle.service.deployment import ENGINE, GATEWAY, Container, Deployment, is_engine
 
 
@@ -37,13 +37,13 @@ def up(settings: Settings, deployment: Deployment | None = None, *, ensure_image
         settings = with_port(deployment, settings)
         _preflight(settings)
         ensure_images(settings)
-        settings = first.provided(settings)
+        settings = numbers.settled(deployment, first.provided(settings))
         expected = _expected(settings, running=bool(deployment.containers()))
         changed = apply(deployment, deployment.texts(settings), recreate=roll)
         if applied := credentials.apply(deployment):
             console.note(f"✓ the running gateway knows: {applied}")
-        if expected and changed and (line := assessment.compared(expected, _engine_log(deployment))):
-            console.note(f"fit: {line}")
+        if changed:
+            _compare(settings, expected, _engine_log(deployment))
         there = address.published(deployment)
         changed = changed or bool(applied)
     return {"base_url": there.base_url, "model": there.model, "curl": there.curl, "changed": changed}
@@ -238,13 +238,21 @@ def _preflight(settings: Settings) -> None:
                                 fix="\n       ".join(c.fix for c in failed))
 
 
-def _expected(settings: Settings, *, running: bool) -> Estimate | None:
-    """What the engine should find in memory, said before the start where it looks too small; None where no model is known."""
-    found = assessment.assess(settings, idle=running)
-    if found.estimate and not found.estimate.starts:
-        line = fit_check(found)
+def _expected(settings: Settings, *, running: bool) -> Fit:
+    """What the engine should find in memory, said before the start where it looks too small."""
+    fit = assessment.assess(settings, idle=running)
+    if fit.starts is False:
+        line = fit_check(fit)
         console.warn(f"{line.name}: {line.found}; {line.fix}")
-    return found.estimate
+    return fit
+
+
+def _compare(settings: Settings, expected: Fit, engine_log: str) -> None:
+    """Say what the start has found beside what was expected, and keep it."""
+    folder, differences = assessment.model_folder(settings), expected.differences(engine_log)
+    if folder and expected.estimate and differences:
+        console.note(f"fit: {assessment.described(differences)}")
+        found.keep(settings, folder, expected.estimate, differences, engine_log)
 
 
 def _engine_log(deployment: Deployment) -> str:
