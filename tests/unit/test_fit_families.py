@@ -92,7 +92,7 @@ def test_a_family_that_is_not_known_is_refused_by_the_keys_that_would_be_miscoun
 
 
 def test_a_cache_that_could_be_shared_and_is_not_is_counted(tmp_path: Path) -> None:
-    config = CONFIGS["hunyuan-7b"] | {"use_cla": False, "cla_share_factor": 2}
+    config = {**CONFIGS["hunyuan-7b"], "use_cla": False, "cla_share_factor": 2}
     assert modelshape.read(folder(tmp_path, config)).attention.full == 32
 
 
