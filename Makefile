@@ -1,5 +1,6 @@
 # Every verb is one script; `python3 scripts/<verb>.py --help` tells its options.
-#   PROFILE=name         env/name.env               ENV_FILE="a.env b.env"   further files over it, last wins
+#   PROFILE=name         env/name.env (a,b: two models, one gateway; up, roll, build, check, doctor)
+#                                                   ENV_FILE="a.env b.env"   further files over it, last wins
 #   SET="A=1 B=2 3"      single values over all     PROJECT=name             another deployment beside this one
 #   JSON=1               answers for machines       FLATTEN=file             check: write the env file to hand over
 #   GPU=name             a GPU of env/gpus.yaml instead of this host's (check, doctor, fit, profiles)
@@ -35,8 +36,8 @@ roll:  ## replace every engine, one after another, without a gap (HOST_REPLICAS=
 rollback:  ## back to the version that ran before
 	@$(PYTHON) scripts/rollback.py $(project)
 
-keys:  ## the API keys by name; ADD=name makes one (METRICS_ONLY=1: for /metrics alone), REVOKE=name takes it away, while the gateway serves
-	@$(PYTHON) scripts/keys.py $(deployment) $(if $(ADD),--add '$(ADD)') $(if $(METRICS_ONLY),--metrics-only) $(if $(REVOKE),--revoke '$(REVOKE)') $(json)
+keys:  ## the API keys by name; ADD=name makes one (METRICS_ONLY=1: for /metrics alone; CLASS=batch: its requests come last), REVOKE=name takes it away, while the gateway serves
+	@$(PYTHON) scripts/keys.py $(deployment) $(if $(ADD),--add '$(ADD)') $(if $(METRICS_ONLY),--metrics-only) $(if $(CLASS),--class '$(CLASS)') $(if $(REVOKE),--revoke '$(REVOKE)') $(json)
 
 logs:  ## follow what the services print
 	@$(PYTHON) scripts/logs.py $(project)

@@ -64,6 +64,47 @@ def test_no_config_of_the_table_is_refused_but_those_that_say_why(tmp_path: Path
     assert "DeepseekV32ForCausalLM has layers whose cache fit cannot compute (index_topk: a sparse attention's index" in refused["deepseek-v3.2"]
 
 
+BLOCKS = [{"attention": {"n_heads_in_group": 8}, "ffn": {"ffn_mult": 1.0}}, {"attention": {"no_op": True, "n_heads_in_group": None}},
+          {"attention": {"replace_with_linear": True}}, {"attention": {"n_heads_in_group": 16}}]
+
+
+def test_blocks_that_differ_are_counted_one_by_one(tmp_path: Path) -> None:
+    config = families.text("DeciLMForCausalLM", "nemotron-nas", 8192, 4, 64, None, 28_672, 128_256, 131_072, block_configs=BLOCKS)
+    kept = modelshape.read(folder(tmp_path, config | {"intermediate_size": None})).attention
+    assert [(one.layers, one.kv_heads, one.key_dim) for one in kept.kept] == [(1, 8, 128), (1, 4, 128)]
+
+
+def test_kinds_of_blocks_are_kinds_of_layers(tmp_path: Path) -> None:
+    config = {key: value for key, value in CONFIGS["nemotron-h-8b"].items() if key != "hybrid_override_pattern"}
+    blocks = [{"block_type": kind, "n_routed_experts": 8} for kind in ("mamba", "moe", "attention", "moe")] * 13
+    kept = modelshape.read(folder(tmp_path, config | {"block_configs": blocks})).attention
+    assert kept.states is not None
+    assert (kept.full, kept.states.layers) == (13, 13)
+
+
+@pytest.mark.parametrize(("more", "named"), [
+    ({"mamba_d_state": 128, "attn_layer_indices": [9, 18]}, "mamba_d_state, attn_layer_indices"), ({"attn_type_list": [0, 1]}, "lightning attention"),
+    ({"use_cla": True, "cla_share_factor": 2}, "a cache that layers share"), ({"compress_ratios": [4, 128]}, "compressed caches")])
+def test_a_family_that_is_not_known_is_refused_by_the_keys_that_would_be_miscounted(more: dict[str, Any], named: str, tmp_path: Path) -> None:
+    config = families.text("BambaForCausalLM", "novel", 4096, 4, 32, 8, 14_336, 128_256, 4096, **more)
+    with pytest.raises(PrerequisiteError, match=f"BambaForCausalLM has layers whose cache fit cannot compute .*{named}"):
+        modelshape.read(folder(tmp_path, config))
+
+
+def test_a_cache_that_could_be_shared_and_is_not_is_counted(tmp_path: Path) -> None:
+    config = {**CONFIGS["hunyuan-7b"], "use_cla": False, "cla_share_factor": 2}
+    assert modelshape.read(folder(tmp_path, config)).attention.full == 32
+
+
+@pytest.mark.parametrize("path", [("text_config",), ("llm_config",), ("language_config",), ("thinker_config", "text_config")])
+def test_the_text_model_is_found_wherever_it_stands(path: tuple[str, ...], tmp_path: Path) -> None:
+    inner: dict[str, Any] = {key: value for key, value in CONFIGS["qwen3-8b"].items() if key != "architectures"}
+    for key in reversed(path):
+        inner = {key: inner}
+    found = modelshape.read(folder(tmp_path, {"architectures": ["NovelForConditionalGeneration"], "model_type": "novel", **inner}))
+    assert (found.attention.full, found.attention.kv_heads, found.longest) == (36, 8, 40_960)
+
+
 def test_an_encoder_starts_without_a_kv_cache_up_to_its_tokenizers_length(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 8192}')
     found = estimate(tmp_path, "bge-m3")
@@ -145,6 +186,11 @@ def test_consolidated_weights_and_their_other_edition_are_the_same_bytes(tmp_pat
     sizes = [estimation.estimate(modelshape.read(path), Request(target="cuda", quantization="fp8_per_tensor"), find("rtx-5090")).weights_bytes
              for path in (tmp_path / "own", modelfolder.folder(tmp_path / "hf", config, ours))]
     assert sizes == [2 * 2 * 1024 * 5120 + 2 * 5120 + 4096 * 5120 + 4] * 2
+
+
+def test_what_a_tower_makes_of_images_is_kept_unless_only_text_is_served(tmp_path: Path) -> None:
+    both, text = (estimate(tmp_path, "qwen3-vl-8b", max_num_batched_tokens=8192, text_only=only) for only in (False, True))
+    assert both.overhead_bytes - text.overhead_bytes == 8192 * 4096 * 2
 
 
 @pytest.mark.parametrize("name", ["embed_tokens_per_layer.weight", "layers.0.mixer.conv1d.weight"])

@@ -194,8 +194,8 @@ def test_without_a_profile_the_hardware_decides_and_the_choice_is_said(visible: 
 
 @pytest.mark.parametrize("profile", profiles.names())
 def test_a_flattened_file_stands_alone_and_means_the_same(profile: str, root: Path) -> None:
-    sets = ("ENGINE_SERVED_MODEL_NAME=a 'b c'", "MODEL_DIR=models/m", "ENGINE_MAX_NUM_SEQS=", "GATEWAY_PORT=0", "HF_HOME=/cache/it's",
-            'ENGINE_HF_OVERRIDES={"a": "$x # y"}')
+    sets = ("ENGINE_SERVED_MODEL_NAME=a 'b c'", "MODEL_DIR=models/m", "ENGINE_MODEL=", "ENGINE_MAX_NUM_SEQS=", "GATEWAY_PORT=0",
+            "HF_HOME=/cache/it's", 'ENGINE_HF_OVERRIDES={"a": "$x # y"}')
     first = load(root, profile, *sets)
     first.require()
     elsewhere = root / "elsewhere"

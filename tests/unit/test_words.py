@@ -272,7 +272,7 @@ def test_where_the_fit_is_not_known_the_engine_takes_its_own_number(tmp_path: Pa
 def running(tmp_path: Path, chosen: Settings) -> Deployment:
     """A deployment whose files say that `chosen` runs."""
     deployment = Deployment(project="p", state=tmp_path / "state")
-    deployment.write(deployment.texts(chosen))
+    deployment.write(deployment.texts([chosen]))
     return deployment
 
 

@@ -78,7 +78,7 @@ class ComposeRuntime:
         _refuse_company(self.deployment.project)
         for at, each in enumerate(own):
             # What a cell asks of the GPU's memory in vain is its result; the control has to start.
-            failed = [check for check in host.host_checks(each) if check.state == "fail" and (at == 0 or check.name != "gpu memory")]
+            failed = [check for check in host.host_checks([each]) if check.state == "fail" and (at == 0 or check.name != "gpu memory")]
             if failed:
                 raise PrerequisiteError("this host cannot run it yet:\n" + "\n".join(f"  {check.name}: {check.found}" for check in failed),
                                         fix="\n       ".join(check.fix for check in failed))
@@ -90,14 +90,14 @@ class ComposeRuntime:
     def start(self, settings: Settings, label: str) -> "ComposeEngine":
         """As Runtime.start. Raises PrerequisiteError too, when this host has changed since `prepare`."""
         own = self._own(settings)
-        for check in host.host_checks(own):
+        for check in host.host_checks([own]):
             if (check.state, check.name) == ("fail", "gpu memory"):
                 raise StartFailed(reason=f"{check.name}: {check.found}", remedy=check.fix)
         asked: list[float] = []
         try:
             with _first_answer(self.deployment, own) as answered:
                 # The images are what `prepare` found: in the middle of a run they must not change.
-                lifecycle.up(own, self.deployment, ensure_images=lambda _: asked.append(time.time()))
+                lifecycle.up([own], self.deployment, ensure_images=lambda _: asked.append(time.time()))
                 ready = time.time()
         except NotReadyError as error:
             failed = self._failed(error, label)
@@ -116,7 +116,7 @@ class ComposeRuntime:
 
     def probe(self) -> Ceilings:
         """As Runtime.probe, in a container like the engine's: its image, GPU, limits and environment."""
-        self.deployment.write(self.deployment.texts(self._prepared))
+        self.deployment.write(self.deployment.texts([self._prepared]))
         done = self.deployment.compose("run", "--rm", "--no-deps", "-T", "--entrypoint", PYTHON, "engine", f"{FOLDER}/benchprobe.py",
                                        timeout_s=PROBE_LIMIT_S)
         return runtimes.probed(done.stdout)

@@ -27,7 +27,6 @@ AUTO_MARGIN_BYTES = GIB // 2
 an RTX 5090 died at its first request, which wanted 0.25; with 0.75 GiB it served."""
 
 _BLOCK_TOKENS = {"cuda": 16, "cpu": 128}
-_LATENT_BLOCK_TOKENS = 16
 _CPU_BATCH = 2048, 128  # vLLM's own tokens and sequences of a step
 
 
@@ -257,11 +256,10 @@ def _cpu_memory(request: Request) -> int:
 
 def _cache(model: Model, request: Request, *, in_flight: int) -> Cache:
     dtype = schemes.kv_cache(model.quantization, latent=not model.attention.value_dim) or AUTO if request.kv_dtype == AUTO else request.kv_dtype
-    block = _BLOCK_TOKENS[request.target] if model.attention.value_dim else _LATENT_BLOCK_TOKENS
     return cache(model.attention, Layout(
-        dtype=dtype, float_bytes=request.float_bytes, gpus=request.tensor_parallel, block_tokens=request.block_tokens or block, in_flight=in_flight,
-        windows=request.hybrid_cache and request.windows, prefix_caching=request.prefix_caching, guesses=request.guesses,
-        state_type=request.state_type))
+        dtype=dtype, float_bytes=request.float_bytes, gpus=request.tensor_parallel, in_flight=in_flight,
+        block_tokens=request.block_tokens or _BLOCK_TOKENS[request.target], windows=request.hybrid_cache and request.windows,
+        prefix_caching=request.prefix_caching, guesses=request.guesses, state_type=request.state_type))
 
 
 def _length(model: Model, request: Request, cache: Cache, memory: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bundle.base.errors import PrerequisiteError
-from bundle.fit.architectures import Fields
+from bundle.fit.architectures import FAMILIES, Fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +117,12 @@ transformers_utils/model_arch_config_convertor.py. Others with that key keep ful
 
 _REFUSED = {
     "index_topk": "a sparse attention's index beside the cache", "compress_ratios": "compressed caches", "hybrid_layer_pattern": "heads of two sizes",
-    "attn_type_list": "lightning attention", "layer_group_size": "lightning attention", "cla_share_factor": "a cache that layers share",
+    "attn_type_list": "lightning attention", "layer_group_size": "lightning attention", "use_cla": "a cache that layers share",
     "yoco_cross_layers": "a cache that layers share", "per_layer_config": "layers of several shapes"}
 """Keys of layers that keep something which is not counted here."""
+
+_OF_STATES = ("mamba_d_state", "ssm_state_size", "state_size", "linear_attn_config", "linear_num_value_heads", "conv_L_cache", "attn_layer_indices")
+"""Keys that tell of layers with a state in a model type that is not known here; known ones may carry them and not read them."""
 
 _ENCODER = re.compile(r"Bert|Roberta|^Gte|^CLIPModel|^Siglip|Bidirectional|^LlamaNemotronVL")
 """Architectures whose tokens all see each other (model_executor/models/registry.py: those with encoder-only attention)."""
@@ -218,6 +221,9 @@ def attention(fields: Fields, architecture: str) -> Attention:
         raise _cannot(fields, architecture, "is_encoder_decoder: the cross-attention's cache")
     if odd := [f"{key}: {what}" for key, what in _REFUSED.items() if fields.values.get(key)]:
         raise _cannot(fields, architecture, ", ".join(odd))
+    if kind not in STATES and kind not in FAMILIES and not fields.values.get("layer_types") and (
+            odd := [key for key in _OF_STATES if fields.values.get(key)]):
+        raise _cannot(fields, architecture, f"layers with a state: {', '.join(odd)}")
     words = _layers(fields, architecture)
     states = sum(word in (STATE, BOTH) for word in words)
     if states and kind not in STATES:
@@ -259,7 +265,7 @@ def _layers(fields: Fields, architecture: str) -> list[str]:
     """One word a layer, from whatever says it."""
     values, kind, depth = fields.values, _kind(fields), fields.layers
     numbers = range(depth)
-    said = values.get("layer_types") or values.get("layers_block_type") or values.get("hybrid_override_pattern") or ()
+    said = values.get("layer_types") or values.get("layers_block_type") or values.get("hybrid_override_pattern") or _blocks(values)
     if said and kind not in _BOTH:
         if unknown := sorted({str(word) for word in said} - _WORDS.keys()):
             raise _cannot(fields, architecture, ", ".join(unknown))
@@ -317,6 +323,13 @@ def _windowed(fields: Fields) -> list[bool]:
     if fields.is_on("use_sliding_window"):
         return [layer >= fields.number("max_window_layers", default=0) for layer in numbers]
     return [True for _ in numbers]
+
+
+def _blocks(values: Mapping[str, Any]) -> list[str]:
+    """The kinds of layers that block_configs names (Nemotron-H Puzzle); empty where it tells something else of them."""
+    found = values.get("block_configs")
+    kinds = [block.get("block_type") for block in found if isinstance(block, dict)] if isinstance(found, list) else []
+    return [str(kind) for kind in kinds] if all(kinds) else []
 
 
 def _no_op(block: Any) -> bool:

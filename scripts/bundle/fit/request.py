@@ -20,10 +20,12 @@ _FLAGS = ("--gpu-memory-utilization", "--dtype", "--quantization", "--kv-cache-d
           "--max-num-batched-tokens", "--kv-cache-memory-bytes", "--tensor-parallel-size", "--pipeline-parallel-size", "--block-size",
           "--cudagraph-capture-sizes", "--max-cudagraph-capture-size", "--performance-mode", "--enforce-eager", "--optimization-level",
           "--compilation-config", "--async-scheduling", "--cpu-offload-gb", "--disable-hybrid-kv-cache-manager", "--disable-sliding-window",
-          "--hf-overrides", "--enable-prefix-caching", "--mamba-ssm-cache-dtype")
+          "--enable-lora", "--max-loras", "--max-lora-rank", "--language-model-only", "--hf-overrides", "--enable-prefix-caching",
+          "--mamba-ssm-cache-dtype")
 _KEYS = ("HOST_ENGINE_MEMORY", "HOST_REQUEST_TOKENS", "IMAGE_TARGET", "VLLM_CPU_KVCACHE_SPACE")
 _UNCOUNTED = {"--speculative-config": "the draft of ENGINE_SPECULATIVE_CONFIG", "--spec-model": "the draft model ENGINE_SPEC_MODEL",
-              "--enable-lora": "LoRA adapters", "--kv-cache-dtype-skip-layers": "layers that keep 16-bit keys and values"}
+              "--kv-cache-dtype-skip-layers": "layers that keep 16-bit keys and values"}
+_FROM_THE_PROMPT = ("ngram", "ngram_gpu", "suffix")  # drafts that are no model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,11 @@ class Request:
     """The data type of the states of layers without keys and values; "": the model's."""
     guesses: int = 0
     """Tokens that speculative decoding adds to a step."""
+    adapters: int = 0
+    """LoRA adapters that a batch can use, for which buffers of `rank` are held."""
+    rank: int = 16
+    text_only: bool = False
+    """Images and sound are not taken, and what a tower makes of them is not kept."""
     uncounted: tuple[str, ...] = ()
     """What takes memory too, and is not in the sum."""
 
@@ -124,7 +131,9 @@ def requested(settings: Settings, *, overhead: int | None = None) -> Request:
         hf_overrides=overrides, prefix_caching=values.get("--enable-prefix-caching") != "false",
         guesses=int(drafts.get("num_speculative_tokens") or 0),
         state_type=values.get("--mamba-ssm-cache-dtype", AUTO).replace(AUTO, ""),
-        uncounted=tuple(what for name, what in _UNCOUNTED.items() if name in values))
+        adapters=(number("--max-loras") or 1) if values.get("--enable-lora") == "true" else 0, rank=number("--max-lora-rank") or 16,
+        text_only=values.get("--language-model-only") == "true",
+        uncounted=tuple(what for name, what in _UNCOUNTED.items() if name in values and drafts.get("method") not in _FROM_THE_PROMPT))
 
 
 def _object(text: str) -> Mapping[str, Any]:

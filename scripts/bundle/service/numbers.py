@@ -5,33 +5,34 @@ from bundle.config import envfile
 from bundle.config.settings import Settings
 from bundle.fit import assessment
 from bundle.fit.assessment import SEQUENCES_KEY
-from bundle.service.deployment import Deployment
+from bundle.service.deployment import ENGINE, Deployment
 
 _DECIDES = ("HOST_REQUEST_TOKENS", "HOST_GPUS", "HOST_GPU_COUNT", "IMAGE_ENGINE", "MODEL_DIR")
 """What the number comes from, beside the engine's own settings."""
 
 
-def settled(deployment: Deployment, settings: Settings) -> Settings:
-    """`settings` as they can be started here, with a line said for each `auto`.
+def settled(deployment: Deployment, settings: Settings, service: str = ENGINE) -> Settings:
+    """`settings`, of the model whose first engine is `service`, as they can be started here, with a line said for each `auto`.
 
     The estimate moves a little with each start that corrects it. So a number that runs already stays while nothing changes that it comes from: no
     engine is replaced because of a better estimate alone.
     """
     fit = assessment.assess(settings)
     now = assessment.decided(settings, fit)
-    running = deployment.values()
-    if now.value(SEQUENCES_KEY) != settings.value(SEQUENCES_KEY) and running.get(SEQUENCES_KEY) and _same(deployment, running, now):
-        now = now.overridden({SEQUENCES_KEY: running[SEQUENCES_KEY]}, f"auto ({settings.entries[SEQUENCES_KEY].origin}): as it runs")
+    running = deployment.values(service)
+    runs = running.get(SEQUENCES_KEY)
+    if now.value(SEQUENCES_KEY) != settings.value(SEQUENCES_KEY) and runs and _same(deployment.engine_text(service), running, now):
+        now = now.overridden({SEQUENCES_KEY: runs}, f"auto ({settings.entries[SEQUENCES_KEY].origin}): as it runs")
     for key in (assessment.QUANTIZATION_KEY, SEQUENCES_KEY):
         if now.value(key) != settings.value(key):
             console.note(f"{key}: {now.value(key) or 'not set'}: {now.entries[key].origin}")
     return now
 
 
-def _same(deployment: Deployment, running: dict[str, str], wanted: Settings) -> bool:
-    """Whether the engine that runs has the settings of `wanted` in all but that number."""
-    texts = deployment.engine_env_file.read_text(encoding="utf-8") if deployment.engine_env_file.is_file() else "", wanted.flatten_engine()
-    theirs, ours = ({entry.key: entry.value for entry in envfile.parse_text(text, "")[0] if entry.key != SEQUENCES_KEY} for text in texts)
+def _same(text: str, running: dict[str, str], wanted: Settings) -> bool:
+    """Whether the engine that runs, with `text` as its settings, has those of `wanted` in all but that number."""
+    theirs, ours = ({entry.key: entry.value for entry in envfile.parse_text(each, "")[0] if entry.key != SEQUENCES_KEY}
+                    for each in (text, wanted.flatten_engine()))
     return theirs == ours and all(running.get(key, "") == _value(wanted, key) for key in _DECIDES)
 
 

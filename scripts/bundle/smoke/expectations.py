@@ -85,9 +85,12 @@ def expectation(function: Callable[[Server], str]) -> Callable[[Server], str]:
 
 
 def run(server: Server, *, report: Callable[[Result], None]) -> list[Result]:
-    """Every expectation in order on a connected server, each reported as it ends. Never outlasts the server's deadline by much."""
+    """Every expectation in order on a connected server, each reported as it ends; of a model that writes no text, those that ask for none.
+
+    Never outlasts the server's deadline by much.
+    """
     results = []
-    for each in EXPECTATIONS:
+    for each in EXPECTATIONS if server.writes else _WITHOUT_TEXT:
         results.append(_one(each, server))
         report(results[-1])
     return results
@@ -400,6 +403,21 @@ def metrics(server: Server) -> str:
     for name, amount in least.items():
         expect(by[name] >= amount, f"{name} to grow by {amount:.0f} or more", f"{by[name]:.0f}", "is ENGINE_DISABLE_LOG_STATS set?")
     return ", ".join(f"{name.removeprefix('vllm:').removesuffix('_total')} +{amount:.0f}" for name, amount in by.items())
+
+
+def embedding(server: Server) -> str:
+    """POST /v1/embeddings answers with a vector of finite numbers, and others to another text"""
+    answers = [expect_status(server.post("/v1/embeddings", input=text), 200)["data"][0]["embedding"] for text in (PROMPTS[0], PROMPTS[0], PROMPTS[1])]
+    numbers = [value for answer in answers for value in answer]
+    expect(all(isinstance(value, float | int) and math.isfinite(value) for value in numbers), "finite numbers", numbers[:5], OVERFLOW)
+    same, other = (sum(a * b for a, b in zip(answers[0], each, strict=True)) / math.hypot(*answers[0]) / math.hypot(*each) for each in answers[1:])
+    expect(same > 0.99 > other, "the same vector for the same text, another for another", f"cosines {same:.3f} and {other:.3f}")
+    return f"{len(answers[0])} numbers"
+
+
+_WITHOUT_TEXT = [*(each for each in EXPECTATIONS if each.run in (models, unknown_model, malformed_JSON, other_routes)),
+                 Expectation(name="embedding", about=(embedding.__doc__ or ""), run=embedding)]
+"""For a model of embeddings."""
 
 
 def summary(results: Sequence[Result]) -> str:
