@@ -46,6 +46,7 @@ def estimate(path: Path, name: str, **request: Any) -> Estimate:
     ("qwen2.5-omni-7b", 57_344, 0),
     ("falcon-7b", 8_192, 0),
     ("falcon-40b", 122_880, 0),
+    ("gemma-3n-e4b", 20 * 2 * 2 * 256 * 2, 0),  # the last 15 of 35 layers read the cache of those before them
     ("bge-m3", 0, 0),
 ])
 def test_a_token_and_a_sequence_take_what_the_engine_keeps_of_them(name: str, token: int, state: int, tmp_path: Path) -> None:
@@ -158,6 +159,11 @@ def test_the_prefix_cache_of_a_hybrid_keeps_a_second_state_of_each_sequence(pref
     page = 784 * 2 * 4 * 256 * 2  # the fewest tokens, 16 at a time, whose keys and values take as much as one layer's state of 3,207,168 bytes
     assert found.block_tokens == 784
     assert found.sequence_bytes == 16 * page * (21 + 3 * states + 1)
+
+
+def test_graphs_hold_every_layer_of_a_hybrid(tmp_path: Path) -> None:
+    found = modelshape.read(folder(tmp_path, CONFIGS["qwen3.6-27b"])).attention
+    assert (found.layers, found.depth) == (16, 64)
 
 
 def test_a_hybrids_states_are_split_over_gpus(tmp_path: Path) -> None:
