@@ -1,24 +1,22 @@
 """The verdict: what starts on which GPU, the nearest change that lets it start, and the estimate beside an engine's log."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
-from bundle import ROOT
 from bundle.base.errors import ConfigurationError, PrerequisiteError
 from bundle.config import settings
-from bundle.fit import estimation, modelshape, overhead, remedies
+from bundle.fit import assessment, estimation, modelshape, overhead, remedies
 from bundle.fit.estimation import Estimate
 from bundle.fit.request import Request, requested
 from bundle.machine import devices
 from bundle.machine.devices import GIB, find
-from support import modelfolder
+from support import modelfolder, verbs
 from support.fakehost import FakeHost
 
 
@@ -36,11 +34,14 @@ CPU = ("IMAGE_TARGET=cpu", "VLLM_CPU_KVCACHE_SPACE=1", "HOST_ENGINE_MEMORY=8g", 
 
 def on(folder: Path, *sets: str, profile: str = "throughput", gpu: str = "rtx-5090") -> Estimate:
     """The estimate with single values over a plain deployment."""
-    return estimation.estimate_deployment(settings.load(profile, sets=[*(CPU if profile == "cpu" else CUDA), *sets]), folder, gpu=gpu)
+    chosen = settings.load(profile, sets=[*(CPU if profile == "cpu" else CUDA), *sets])
+    found = assessment.estimated(chosen, folder, estimation.device_of(chosen, gpu)).estimate
+    assert found
+    return found
 
 
-def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / "fit.py"), *arguments], capture_output=True, text=True, check=False, timeout=60)
+def script(*arguments: str) -> CompletedProcess[str]:
+    return verbs.call("fit", *arguments)
 
 
 # The verdict
@@ -245,8 +246,9 @@ def test_larger_steps_leave_less_for_the_cache_and_eager_more(qwen3: Path) -> No
 
 
 def test_a_measured_overhead_replaces_the_estimate(qwen3: Path) -> None:
-    chosen = settings.load("throughput")
-    assert estimation.estimate_deployment(chosen, qwen3, gpu="rtx-5090", measured_overhead=GIB).overhead == {"measured": GIB}
+    found = assessment.estimated(settings.load("throughput"), qwen3, find("rtx-5090"), measured_overhead=GIB).estimate
+    assert found
+    assert found.overhead == {"measured": GIB}
 
 
 def test_seqs_and_steps_that_are_not_set_are_the_gpus_own_defaults() -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from bundle.base.errors import PrerequisiteError
+from bundle.config import words
 from bundle.fit import layers, mistral, modeltypes, safetensors
 from bundle.fit import quantization as schemes
 from bundle.fit.architectures import FAMILIES, Fields, Weight, count
 from bundle.fit.layers import Attention
 
-CONFIG, MODELOPT, HEADERS = "config.json", "hf_quant_config.json", "safetensors headers"
+CONFIG, HEADERS = "config.json", "safetensors headers"
 
 _NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 _MODALITIES = ("vision_config", "audio_config", "visual", "vision_tower")
@@ -98,17 +99,8 @@ def architectures(config: Mapping[str, Any]) -> str:
 
 
 def read_quantization(directory: Path) -> Mapping[str, Any]:
-    """How the checkpoint in `directory` says that it is quantized: quantization_config, or ModelOpt's hf_quant_config.json, which the engine reads
-    too (vLLM 0.33.0, config/model.py); empty when it is not. Raises PrerequisiteError as `read`."""
-    raw = read_config(directory)
-    nested = [raw[key] for key in _NESTED if isinstance(raw.get(key), dict)]
-    for one in (raw, *nested):
-        if isinstance(said := one.get("quantization_config"), dict) and said:
-            return said
-    if not (directory / MODELOPT).is_file():
-        return {}
-    said = _json(directory / MODELOPT).get("quantization")
-    return {"quant_method": "modelopt", **said} if isinstance(said, dict) else {}
+    """How the checkpoint in `directory` says that it is quantized (`words.declared`); empty when it does not. Raises PrerequisiteError as `read`."""
+    return words.declared(read_config(directory), directory)
 
 
 def _has_towers(raw: Mapping[str, Any]) -> bool:

@@ -35,7 +35,16 @@ def parts(model: Model, request: Request, device: Device, *, tokens: int, seqs: 
     if model.towers and not request.text_only:
         # One step's worth of embeddings at least (v1/core/encoder_cache_manager.py, compute_mm_encoder_budget).
         found["cache of encoded images and sound"] = tokens * model.hidden * request.float_bytes
+    if request.correction:
+        found["what a start has found beside that"] = request.correction.bytes
     return found
+
+
+def most_captured(request: Request, device: Device, *, tokens: int) -> int:
+    """The largest batch that can have a CUDA graph, however many sequences there are (as `capture_sizes`)."""
+    if request.captured:
+        return max(request.captured)
+    return min(request.largest_capture or (1024 if device.capability[0] == 10 else 512), tokens)
 
 
 def _sides(model: Model, weight: Weight) -> tuple[int, int]:
@@ -52,7 +61,8 @@ def capture_sizes(request: Request, device: Device, *, tokens: int, seqs: int) -
         return []
     if request.captured:
         return sorted({size for size in request.captured if size <= tokens})
-    largest = min(request.largest_capture or min(2 * seqs, 1024 if device.capability[0] == 10 else 512), tokens)
+    most = most_captured(request, device, tokens=tokens)
+    largest = most if request.largest_capture else min(2 * seqs, most)
     small = range(1, min(largest, 32) + 1) if request.performance_mode == "interactivity" else (1, 2, 4)
     sizes = {*small, *range(8, min(largest + 1, 256), 8), *range(256, largest + 1, 16), tokens, *([] if request.largest_capture else [seqs])}
     return sorted(size for size in sizes if size <= largest)

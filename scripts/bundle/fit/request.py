@@ -12,6 +12,8 @@ from bundle.config.settings import Settings
 from bundle.machine.devices import GIB
 
 AUTO = "auto"
+ALL_THAT_FIT = -1
+"""As a number of sequences: ENGINE_MAX_NUM_SEQS=auto."""
 DEFAULT_UTILIZATION = 0.92  # vLLM's own
 
 _FLAGS = ("--gpu-memory-utilization", "--dtype", "--quantization", "--kv-cache-dtype", "--max-model-len", "--max-num-seqs",
@@ -20,10 +22,18 @@ _FLAGS = ("--gpu-memory-utilization", "--dtype", "--quantization", "--kv-cache-d
           "--compilation-config", "--async-scheduling", "--cpu-offload-gb", "--disable-hybrid-kv-cache-manager", "--disable-sliding-window",
           "--enable-lora", "--max-loras", "--max-lora-rank", "--language-model-only", "--hf-overrides", "--enable-prefix-caching",
           "--mamba-ssm-cache-dtype")
-_KEYS = ("HOST_ENGINE_MEMORY", "IMAGE_TARGET", "VLLM_CPU_KVCACHE_SPACE")
+_KEYS = ("HOST_ENGINE_MEMORY", "HOST_REQUEST_TOKENS", "IMAGE_TARGET", "VLLM_CPU_KVCACHE_SPACE")
 _UNCOUNTED = {"--speculative-config": "the draft of ENGINE_SPECULATIVE_CONFIG", "--spec-model": "the draft model ENGINE_SPEC_MODEL",
               "--kv-cache-dtype-skip-layers": "layers that keep 16-bit keys and values"}
 _FROM_THE_PROMPT = ("ngram", "ngram_gpu", "suffix")  # drafts that are no model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """By how many bytes an estimated overhead was too low (negative: too high) at the start of `since`."""
+
+    since: str
+    bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,9 @@ class Request:
     max_model_len: int | None = None
     """-1: the largest that fits."""
     max_num_seqs: int | None = None
+    """ALL_THAT_FIT: as many as the KV cache holds requests of `request_tokens`."""
+    request_tokens: int = 0
+    """Tokens of prompt and answer together that a request is expected to have; 0 where that is not known."""
     max_num_batched_tokens: int | None = None
     utilization: float | None = DEFAULT_UTILIZATION
     """None: auto, the most that starts."""
@@ -59,6 +72,8 @@ class Request:
     host_memory: int = 0
     overhead: int | None = None
     """A measured overhead in bytes, instead of the estimate."""
+    correction: Correction | None = None
+    """What a start on this host has found the estimated overhead to be wrong by."""
     hf_overrides: Mapping[str, Any] = field(default_factory=dict)
     """What ENGINE_HF_OVERRIDES changes of the model's config.json."""
     prefix_caching: bool = True
@@ -102,7 +117,8 @@ def requested(settings: Settings, *, overhead: int | None = None) -> Request:
     return Request(
         target=target, float_bytes=4 if values.get("--dtype") in ("float32", "float") else 2, quantization=values.get("--quantization", ""),
         kv_dtype=values.get("--kv-cache-dtype", AUTO), max_model_len=-1 if length == AUTO else number("--max-model-len"),
-        max_num_seqs=number("--max-num-seqs"), max_num_batched_tokens=number("--max-num-batched-tokens"),
+        max_num_seqs=ALL_THAT_FIT if values.get("--max-num-seqs") == AUTO else number("--max-num-seqs"),
+        request_tokens=number("HOST_REQUEST_TOKENS") or 0, max_num_batched_tokens=number("--max-num-batched-tokens"),
         utilization=None if share == AUTO else float(share or DEFAULT_UTILIZATION), kv_memory=kv_memory,
         tensor_parallel=number("--tensor-parallel-size") or 1, block_tokens=number("--block-size"),
         captured=tuple(int(size) for size in values.get("--cudagraph-capture-sizes", "").split()),
