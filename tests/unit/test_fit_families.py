@@ -143,6 +143,12 @@ def test_an_override_of_length_and_rope_does_what_the_engine_does_with_it(change
     assert modelshape.read(modelfolder.folder(tmp_path, CONFIGS["qwen3-8b"]), changes).longest == longest
 
 
+@pytest.mark.parametrize("changes", [{"rope_parameters": 7}, {"layer_types": 5}, {"rope_scaling": "yarn"}])
+def test_an_override_of_a_form_that_no_model_has_is_told_and_not_a_traceback(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(PrerequisiteError, match=r"config\.json with ENGINE_HF_OVERRIDES"):
+        modelshape.read(modelfolder.folder(tmp_path, CONFIGS["qwen3-8b"]), changes)
+
+
 def test_an_override_of_rope_replaces_the_one_in_the_file_under_either_name(tmp_path: Path) -> None:
     old = modelfolder.folder(tmp_path, {**CONFIGS["qwen3-8b"], "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
     assert [modelshape.read(old, change).longest for change in ({}, {"rope_parameters": {"rope_type": "linear", "factor": 2.0}})] == [327_680, 81_920]
