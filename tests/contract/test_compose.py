@@ -230,7 +230,7 @@ def test_a_further_model_has_engines_of_its_own_beside_the_first_and_one_gateway
     for key in ("ReadonlyRootfs", "CapDrop", "SecurityOpt", "Init", "ShmSize", "RestartPolicy", "PidsLimit", "Tmpfs"):
         assert first[key] == second[key], key
     assert {mount["Destination"]: mount["RW"] for mount in inspected["engine-b"]["Mounts"]} == {"/cache": True, "/model": False, "/adapters": False}
-    assert {name for name in inspected["engine-b"]["NetworkSettings"]["Networks"]} == {f"{project.name}_back"}
+    assert set(inspected["engine-b"]["NetworkSettings"]["Networks"]) == {f"{project.name}_back"}
     routes = next(mount for mount in inspected["gateway"]["Mounts"] if mount["Destination"] == "/run/secrets/gateway_models")
     assert Path(routes["Source"]).read_text() == "selftest engine\nselftest-embed engine-b\n"
     assert Path(routes["Source"]).stat().st_mode & 0o004, "the gateway's user can read it"
