@@ -15,7 +15,7 @@ export SET
 sets := $(if $(SET),--set-all "$$SET")
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project)
 
-.PHONY: help up down restart roll rollback keys logs status check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
+.PHONY: help up down restart roll rollback keys logs status top check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ logs:  ## follow what the services print
 
 status:  ## one table of what runs
 	@$(PYTHON) scripts/status.py $(project) $(json)
+
+top:  ## live: requests, tokens/s, latencies of the last minute, KV cache, GPU (ONCE=1: one picture)
+	@$(PYTHON) scripts/top.py $(project) $(if $(ONCE),--once) $(json)
 
 check:  ## the command line, environment and origin of every value, checked against the engine; no Docker needed (but DEEP=1: asks the image)
 	@$(PYTHON) scripts/check.py $(deployment) $(gpu) $(if $(DEEP),--deep) $(if $(FLATTEN),--flatten '$(FLATTEN)') $(json)
