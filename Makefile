@@ -38,8 +38,8 @@ rollback:  ## back to the version that ran before
 keys:  ## the API keys by name; ADD=name makes one (METRICS_ONLY=1: for /metrics alone), REVOKE=name takes it away, while the gateway serves
 	@$(PYTHON) scripts/keys.py $(deployment) $(if $(ADD),--add '$(ADD)') $(if $(METRICS_ONLY),--metrics-only) $(if $(REVOKE),--revoke '$(REVOKE)') $(json)
 
-logs:  ## follow what the services print
-	@$(PYTHON) scripts/logs.py $(project)
+logs:  ## follow what the services print (REQUEST=id: all that they printed about one request)
+	@$(PYTHON) scripts/logs.py $(project) $(if $(REQUEST),--request '$(REQUEST)')
 
 status:  ## one table of what runs
 	@$(PYTHON) scripts/status.py $(project) $(json)

@@ -52,7 +52,8 @@ def drawn(view: View, width: int) -> RenderableType:
 
 
 def _services(view: View, *, wide: bool) -> Table:
-    table = _table("service", "health", "route", "run", "wait", "in/s", "out/s", "KV cache", "hits", "preempt", *(["restarts", "model"] if wide else []))
+    table = _table("service", "health", "route", "run", "wait", "in/s", "out/s", "KV cache", "hits", "preempt",
+                   *(["restarts", "model"] if wide else []))
     for row in view.services:
         table.add_row(row["service"], _state(row["health"] if row["state"] == "running" else row["state"]), _state(row.get("at_gateway")),
                       _number(row.get("running")), _number(row.get("waiting")), _number(row.get("tokens_in_per_s")),
