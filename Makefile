@@ -1,6 +1,7 @@
 # Every verb is one script; `python3 scripts/<verb>.py --help` tells its options.
 #   PROFILE=name         env/name.env               ENV_FILE="a.env b.env"   further files over it, last wins
 #   SET="A=1 B=2 3"      single values over all     PROJECT=name             another deployment beside this one
+#   MONITORING=on               with Prometheus, alerts and the page /status
 #   JSON=1               answers for machines       FLATTEN=file             check: write the env file to hand over
 #   GPU=name             a GPU of env/gpus.yaml instead of this host's (check, doctor, fit, profiles)
 # BASE_IMAGE, BUILD_CA_BUNDLE, WHEELHOUSE and HOST_SETUP may be given here too: `make up HOST_SETUP=never`.
@@ -13,7 +14,7 @@ gpu := $(if $(GPU),--gpu '$(GPU)')
 # By the environment and not in the line: a value may hold blanks, quotes and braces. It ends where the next KEY= starts.
 export SET
 sets := $(if $(SET),--set-all "$$SET")
-deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project)
+deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project) $(if $(MONITORING),--set 'HOST_MONITORING=$(MONITORING)')
 
 .PHONY: help up down restart roll rollback keys logs status top check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
 
@@ -106,7 +107,7 @@ lint:  ## ruff, mypy --strict, import-linter, yamllint, shellcheck, hadolint
 	@PYTHONPATH=scripts .venv/bin/lint-imports --no-logo
 	@.venv/bin/python -m yamllint --strict .
 	@.venv/bin/shellcheck .ci/run docker/engine/*.sh docker/engine/proofs/*.sh
-	@.venv/bin/hadolint docker/engine/Dockerfile docker/gateway/Dockerfile
+	@.venv/bin/hadolint docker/engine/Dockerfile docker/gateway/Dockerfile docker/monitoring/Dockerfile
 
 lock:  ## resolve the dependencies anew (needs uv)
 	@for name in requirements requirements-bench requirements-dev; do uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \

@@ -39,7 +39,7 @@ from typing import IO, Any, Self
 import vitals
 import watch
 
-OURS = ("ENGINE_", "GATEWAY_", "HEALTH_", "HOST_", "IMAGE_", "MODEL_", "BUILD_")
+OURS = ("ENGINE_", "GATEWAY_", "HEALTH_", "HOST_", "IMAGE_", "MODEL_", "BUILD_", "MONITORING_", "SLO_")
 BUILD_KNOBS = ("BASE_IMAGE", "WHEELHOUSE")
 ENGINE_READS = ("CUDA_", "CUBLAS", "CUDNN_", "DO_NOT_TRACK", "FLASHINFER_", "HF_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "NCCL_", "NVIDIA_",
                 "OMP_", "OTEL_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRITON_", "VLLM_")
