@@ -103,7 +103,7 @@ test: lint  ## everything that CI holds, against real Docker and real vLLM on th
 lint:  ## ruff, mypy --strict, import-linter, yamllint, shellcheck, hadolint
 	@$(PYTHON) scripts/bundle/venv.py requirements-dev.lock
 	@.venv/bin/python -m ruff check .
-	@.venv/bin/python -m mypy scripts healthchecks docker/engine docker/model tests
+	@.venv/bin/python -m mypy scripts healthchecks docker/engine docker/model docker/monitoring tests
 	@PYTHONPATH=scripts .venv/bin/lint-imports --no-logo
 	@.venv/bin/python -m yamllint --strict .
 	@.venv/bin/shellcheck .ci/run docker/engine/*.sh docker/engine/proofs/*.sh

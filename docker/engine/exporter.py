@@ -1,4 +1,4 @@
-"""What an engine's container can tell of itself for Prometheus: whether it is ready, its memory, and its GPUs. Standard library, and NVML where it is.
+"""What an engine's container can tell of itself for Prometheus: whether it is ready, its memory, and its GPUs. Standard library, and NVML.
 
 Served by the watch on HEALTH_PORT, GET /metrics. NVML through nvidia-ml-py, which vLLM brings; without a GPU there are no gpu series.
 NVML: https://docs.nvidia.com/deploy/nvml-api/
@@ -84,7 +84,8 @@ class Gpus:
                     if error.value != nvml.NVML_ERROR_TIMEOUT:
                         return
                     continue
-                index = next((n for n, handle in enumerate(self.handles) if nvml.nvmlDeviceGetIndex(handle) == nvml.nvmlDeviceGetIndex(event.device)), 0)
+                at = nvml.nvmlDeviceGetIndex(event.device)
+                index = next((n for n, handle in enumerate(self.handles) if nvml.nvmlDeviceGetIndex(handle) == at), 0)
                 self.xids[index, int(event.eventData)] = self.xids.get((index, int(event.eventData)), 0) + 1
 
 
@@ -113,7 +114,7 @@ class Exporter:
 
 def _nvml() -> Any:
     try:
-        import pynvml
+        import pynvml  # type: ignore[import-not-found]  # in the image
     except ImportError:
         return None
     return pynvml

@@ -37,8 +37,8 @@ def render(folder: Path, environ: dict[str, str]) -> None:
     """Write the three files into `folder`."""
     values = {name: environ.get(name) or default for name, default in DEFAULTS.items()}
     there = engines(environ.get("COMPOSE_PROFILES", ""))
-    values["ENGINES"] = ", ".join(f"'{name}:{values['ENGINE_PORT']}'" for name in there)
-    values["WATCHES"] = ", ".join(f"'{name}:8001'" for name in there)
+    values["ENGINES"] = '", "'.join(f"{name}:{values['ENGINE_PORT']}" for name in there)
+    values["WATCHES"] = '", "'.join(f"{name}:8001" for name in there)
     values["RECEIVER"] = "webhook" if WEBHOOK.is_file() and WEBHOOK.stat().st_size else "nobody"
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("prometheus.yml", "alertmanager.yml", "rules.yml"):
@@ -89,7 +89,8 @@ def main() -> int:
     service, folder = sys.argv[1], Path("/tmp")  # noqa: S108  (a tmpfs of the container's own)
     render(folder, dict(os.environ))
     argv = command(service, folder, dict(os.environ))
-    os.execvp(argv[0], argv)
+    os.execvp(argv[0], argv)  # noqa: S606  (a list of arguments, and no shell)
+    raise AssertionError
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ class Counts:
         self.lock = threading.Lock()
         self.requests: dict[tuple[str, ...], list[int]] = {}
         self.seconds: dict[tuple[str, ...], list[float]] = {}
+        self.shown: set[tuple[str, ...]] = set()
+        """What has been read as 0: a series that begins with all of a burst would show no increase."""
         self.unread = 0
         self.expires = 0.0
         """When the gateway's certificate ends; 0 where it has none, or that is not known."""
@@ -70,17 +72,19 @@ class Counts:
         names = ("key", "path", "code", "server", "end")
         out = ["# HELP gateway_requests_total Requests that the gateway has answered.", "# TYPE gateway_requests_total counter"]
         with self.lock:
-            found = {_labels(names, values): counts for values, counts in self.requests.items()}
+            found = {_labels(names, values): counts if values in self.shown else [0, 0] for values, counts in self.requests.items()}
             out += [f"gateway_requests_total{labels} {counts[0]}" for labels, counts in found.items()]
             out += ["# HELP gateway_answered_bytes_total Bytes sent to clients.", "# TYPE gateway_answered_bytes_total counter"]
             out += [f"gateway_answered_bytes_total{labels} {counts[1]}" for labels, counts in found.items()]
             out += ["# HELP gateway_request_seconds From the first byte of a request to the last of its answer, of those with status 2xx.",
                     "# TYPE gateway_request_seconds histogram"]
-            for values, buckets in self.seconds.items():
+            for values, seen in self.seconds.items():
+                buckets = seen if values in self.shown else [0.0] * len(seen)
                 for bound, count in zip((*map(str, BOUNDS_S), "+Inf"), buckets, strict=False):
                     out.append(f"gateway_request_seconds_bucket{_labels(('path', 'le'), (*values, bound))} {count:.0f}")
                 out += [f"gateway_request_seconds_sum{_labels(('path',), values)} {buckets[-1]:.6f}",
                         f"gateway_request_seconds_count{_labels(('path',), values)} {buckets[-2]:.0f}"]
+            self.shown.update(self.requests, self.seconds)
             out += ["# HELP gateway_log_unread_total Lines that were no record.", "# TYPE gateway_log_unread_total counter",
                     f"gateway_log_unread_total {self.unread}"]
         if self.expires:

@@ -44,7 +44,8 @@ class Observed:
 
     def prometheus(self, what: str, **parameters: str) -> Any:
         """The `data` of an answer of Prometheus' API, through the gateway."""
-        reply = requests.get(f"{self.url}/monitoring/api/v1/{what}", params=parameters, headers={"Authorization": f"Bearer {METRICS_KEY}"}, timeout=60)
+        reply = requests.get(f"{self.url}/monitoring/api/v1/{what}", params=parameters, timeout=60,
+                             headers={"Authorization": f"Bearer {METRICS_KEY}"})
         assert reply.status_code == 200, reply.text
         return reply.json()["data"]
 
@@ -53,7 +54,7 @@ class Observed:
 
     def completion(self, *, key: str = KEY, tokens: int = 16, request: str = "") -> requests.Response:
         headers = {"Authorization": f"Bearer {key}"} | ({"X-Request-Id": request} if request else {})
-        return requests.post(f"{self.url}/v1/completions", headers=headers, timeout=180, json={
+        return requests.post(f"{self.url}/v1/completions", headers=headers, timeout=600, json={
             "model": "selftest", "prompt": PROMPT, "max_tokens": tokens, "ignore_eos": True})
 
     def received(self) -> list[tuple[str, bytes]]:
@@ -80,8 +81,8 @@ def observed(project: Project, folder: Path) -> Iterator[Observed]:
     assert up.returncode == 0, up.stderr
     receiver = f"{project.name}-receiver"
     try:
-        docker("run", "--detach", "--init", "--name", receiver, "--network", f"{project.name}_front", "--network-alias", "receiver", "--no-healthcheck",
-               "--entrypoint", "python3", IMAGE, "-c", RECEIVER)
+        docker("run", "--detach", "--init", "--name", receiver, "--network", f"{project.name}_front", "--network-alias", "receiver",
+               "--no-healthcheck", "--entrypoint", "python3", IMAGE, "-c", RECEIVER)
         docker("network", "connect", "--alias", "receiver", f"{project.name}_back", receiver)
         yield Observed(project=project, url=project.url, receiver=receiver)
     finally:
