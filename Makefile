@@ -16,7 +16,7 @@ export SET
 sets := $(if $(SET),--set-all "$$SET")
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project) $(if $(MONITORING),--set 'HOST_MONITORING=$(MONITORING)')
 
-.PHONY: help up down restart roll rollback keys logs status top check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
+.PHONY: help up down restart roll rollback keys logs status top report check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ status:  ## one table of what runs
 
 top:  ## live: requests, tokens/s, latencies of the last minute, KV cache, GPU (ONCE=1: one picture)
 	@$(PYTHON) scripts/top.py $(project) $(if $(ONCE),--once) $(json)
+
+report:  ## one archive for a bug report, without keys and passwords (OUT=file.tar.gz)
+	@$(PYTHON) scripts/report.py $(project) $(if $(OUT),--out '$(OUT)')
 
 check:  ## the command line, environment and origin of every value, checked against the engine; no Docker needed (but DEEP=1: asks the image)
 	@$(PYTHON) scripts/check.py $(deployment) $(gpu) $(if $(DEEP),--deep) $(if $(FLATTEN),--flatten '$(FLATTEN)') $(json)
@@ -106,7 +109,7 @@ lint:  ## ruff, mypy --strict, import-linter, yamllint, shellcheck, hadolint
 	@.venv/bin/python -m mypy scripts healthchecks docker/engine docker/model docker/monitoring tests
 	@PYTHONPATH=scripts .venv/bin/lint-imports --no-logo
 	@.venv/bin/python -m yamllint --strict .
-	@.venv/bin/shellcheck .ci/run docker/engine/*.sh docker/engine/proofs/*.sh
+	@.venv/bin/shellcheck .ci/run scripts/completion.sh docker/engine/*.sh docker/engine/proofs/*.sh
 	@.venv/bin/hadolint docker/engine/Dockerfile docker/gateway/Dockerfile docker/monitoring/Dockerfile
 
 lock:  ## resolve the dependencies anew (needs uv)

@@ -44,13 +44,10 @@ class Counts:
         """One line of the log."""
         try:
             record: dict[str, Any] = json.loads(line)
+            status, total, size = int(record["status"]), float(record["total_ms"]) / 1000, int(record["bytes"])
             key = str(record["key"]).partition(" ")[0] or "(none)"
-            path = record["path"] if record["status"] != 404 else "(unknown)"
-            labels = (key, path, str(record["status"]), record["server"].strip("<>") or "NOSRV", record["end"])
-            total, size = record["total_ms"] / 1000, record["bytes"]
-            if isinstance(total, bool) or not isinstance(size, int | str):
-                raise TypeError
-            size = int(size)
+            path = record["path"] if status != 404 else "(unknown)"
+            labels = (key, path, str(status), record["server"].strip("<>") or "NOSRV", record["end"])
         except (ValueError, KeyError, TypeError, AttributeError):
             with self.lock:
                 self.unread += 1
@@ -61,7 +58,7 @@ class Counts:
             counts = self.requests.setdefault(labels, [0, 0])
             counts[0] += 1
             counts[1] += size
-            if 200 <= record["status"] < 300:
+            if 200 <= status < 300:
                 buckets = self.seconds.setdefault((path,), [0.0] * (len(BOUNDS_S) + 2))
                 for number, bound in enumerate((*BOUNDS_S, float("inf"))):
                     buckets[number] += total <= bound

@@ -163,7 +163,7 @@ def test_no_prompt_and_no_key_is_in_a_log_a_trace_an_alert_or_a_metric(watched: 
     said = {name: docker("logs", container.id) for name, container in watched.project.containers().items()}
     said["receiver"] = b"".join(body for _, body in watched.received()).decode(errors="replace")
     said["metrics"] = str(watched.prometheus("series", **{"match[]": '{__name__=~".+"}'}))
-    assert all(len(text) > 100 for name, text in said.items() if name in ("engine", "gateway", "receiver", "metrics")), "there is something to look at"
+    assert all(len(said[name]) > 100 for name in ("engine", "gateway", "receiver", "metrics")), "there is something to look at"
     for name, text in said.items():
         for canary in (KEY, METRICS_KEY, PROMPT, "sk-guessed"):
             assert canary not in text, f"{canary} in {name}"

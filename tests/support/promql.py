@@ -1,12 +1,13 @@
 """What an expression asks for, held against what there is."""
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import promql_parser
 
 
-def unknown(expression: str, known: Mapping[str, Set[str]]) -> list[str]:
+def unknown(expression: str, known: Mapping[str, AbstractSet[str]]) -> list[str]:
     """The metrics and labels of `expression` that are not among `known` (labels by metric). Raises ValueError where it is no PromQL."""
     found = []
     for metric, labels in asked(promql_parser.parse(expression), frozenset()):

@@ -92,5 +92,8 @@ async function refresh() {
 at("ask").addEventListener("submit", event => { event.preventDefault(); key = at("key").value.trim(); sessionStorage.setItem("key", key); refresh(); });
 at("span").addEventListener("change", refresh);
 addEventListener("resize", () => { for (const { plot } of plots.values()) plot.setSize({ width: Math.max(200, plot.root.parentElement.clientWidth - 18), height: HEIGHT }); });
+if (location.hash.startsWith("#key=")) {  // a link that an operator keeps; a browser sends nothing of this part to anybody
+  key = decodeURIComponent(location.hash.slice(5)); sessionStorage.setItem("key", key); history.replaceState(null, "", location.pathname);
+}
 refresh();
 setInterval(refresh, REFRESH_MS);
