@@ -1,5 +1,6 @@
 """What the bundle's own exporters say, and that what shows it asks for nothing else."""
 
+import importlib.util
 import json
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import exporter
 import gatewaylog
+from bundle import ROOT
 from support import fakenvml
 from support.promql import unknown
 
@@ -17,6 +19,14 @@ from support.promql import unknown
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for family in text_string_to_metric_families(text)
             for sample in family.samples}
+
+
+_SPEC = importlib.util.spec_from_file_location("monitoring_entrypoint", ROOT / "docker/monitoring/entrypoint.py")
+assert _SPEC
+assert _SPEC.loader
+_MODULE = importlib.util.module_from_spec(_SPEC)  # docker/engine has another of its name
+_SPEC.loader.exec_module(_MODULE)
+DEFAULTS, engines = _MODULE.DEFAULTS, _MODULE.engines
 
 
 # --- beside the engine
@@ -107,3 +117,13 @@ KNOWN = {"a_total": {"key", "code"}, "b_seconds_bucket": {"le", "path"}}
 ])
 def test_a_changed_name_or_label_is_named(expression: str, said: list[str]) -> None:
     assert unknown(expression, KNOWN) == said
+
+
+def test_the_images_defaults_are_those_of_the_env_files() -> None:
+    base = dict(line.split("=", 1) for line in (ROOT / "env/base.env").read_text().splitlines() if line[:1].isupper())
+    assert {name: base[name] for name in DEFAULTS} == DEFAULTS
+
+
+def test_engines_follow_the_replicas() -> None:
+    assert engines("") == ["engine"]
+    assert engines("replica-2,replica-3,monitoring") == ["engine", "engine-2", "engine-3"]

@@ -15,7 +15,7 @@ _UNITS = {"s": "s", "%": "percent", "W": "watt", "°C": "celsius", "req/s": "req
 
 
 def rendered() -> dict[str, str]:
-    """The dashboards' JSON by file name. Their form: grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model"""
+    """The dashboards' JSON by file name, in Grafana's own model of them."""
     source = json.loads(PANELS.read_text())
     boards: dict[str, list[Any]] = {}
     for panel in source["panels"]:
