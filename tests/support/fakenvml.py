@@ -5,7 +5,7 @@ from typing import Any
 
 
 class NVMLError(Exception):
-    value = 10
+    value = 999
 
 
 NVML_ERROR_TIMEOUT = 10
@@ -62,4 +62,4 @@ def nvmlDeviceGetCurrentClocksThrottleReasons(_: int) -> int:  # noqa: N802
 def nvmlEventSetWait_v2(_: object, wait_ms: int) -> Any:  # noqa: N802
     if EVENTS:
         return EVENTS.pop()
-    raise SystemExit  # ends the thread that waits for more
+    raise NVMLError  # ends the thread that waits for more

@@ -31,7 +31,6 @@ DEFAULTS, engines = _MODULE.DEFAULTS, _MODULE.engines
 
 # --- beside the engine
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_card_tells_what_it_does_and_its_errors_are_counted() -> None:
     fakenvml.EVENTS[:] = [SimpleNamespace(device=0, eventData=79)]
     gpus = exporter.Gpus(fakenvml)
