@@ -1,5 +1,6 @@
 # Every verb is one script; `python3 scripts/<verb>.py --help` tells its options.
-#   PROFILE=name         env/name.env               ENV_FILE="a.env b.env"   further files over it, last wins
+#   PROFILE=name         env/name.env (a,b: two models, one gateway; up, roll, build, check, doctor)
+#                                                   ENV_FILE="a.env b.env"   further files over it, last wins
 #   SET="A=1 B=2 3"      single values over all     PROJECT=name             another deployment beside this one
 #   MONITORING=on               with Prometheus, alerts and the page /status
 #   JSON=1               answers for machines       FLATTEN=file             check: write the env file to hand over
@@ -16,7 +17,7 @@ export SET
 sets := $(if $(SET),--set-all "$$SET")
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project) $(if $(MONITORING),--set 'HOST_MONITORING=$(MONITORING)')
 
-.PHONY: help up down restart roll rollback keys logs status top report check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
+.PHONY: help up down restart roll rollback keys logs status top report check doctor build smoke soak bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,8 +37,8 @@ roll:  ## replace every engine, one after another, without a gap (HOST_REPLICAS=
 rollback:  ## back to the version that ran before
 	@$(PYTHON) scripts/rollback.py $(project)
 
-keys:  ## the API keys by name; ADD=name makes one (METRICS_ONLY=1: for /metrics alone), REVOKE=name takes it away, while the gateway serves
-	@$(PYTHON) scripts/keys.py $(deployment) $(if $(ADD),--add '$(ADD)') $(if $(METRICS_ONLY),--metrics-only) $(if $(REVOKE),--revoke '$(REVOKE)') $(json)
+keys:  ## the API keys by name; ADD=name makes one (METRICS_ONLY=1: for /metrics alone; CLASS=batch: its requests come last), REVOKE=name takes it away, while the gateway serves
+	@$(PYTHON) scripts/keys.py $(deployment) $(if $(ADD),--add '$(ADD)') $(if $(METRICS_ONLY),--metrics-only) $(if $(CLASS),--class '$(CLASS)') $(if $(REVOKE),--revoke '$(REVOKE)') $(json)
 
 logs:  ## follow what the services print (REQUEST=id: all that they printed about one request)
 	@$(PYTHON) scripts/logs.py $(project) $(if $(REQUEST),--request '$(REQUEST)')
@@ -62,6 +63,9 @@ build:  ## the images that the profile needs (FORCE=1: anew, with the distributi
 
 smoke:  ## does the running service answer as an API client expects?
 	@$(PYTHON) scripts/smoke.py $(project) $(json)
+
+soak:  ## use the running service for long, in every way at once: does anything grow, slow down or go wrong? (MINUTES=10 CLIENTS=8)
+	@$(PYTHON) scripts/soak.py $(project) $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(CLIENTS),--clients '$(CLIENTS)') $(json)
 
 bench:  ## measure a suite of env/matrix.yaml (SUITE= CELL="a b" WORKLOAD= ROUNDS= REPEATS= RUN= RUNTIME=process CARD_GIB= SIDE_BY_SIDE=; LIST=1 shows all)
 	@$(PYTHON) scripts/bench.py $(if $(LIST),--list) $(if $(REPORT),--report '$(REPORT)') $(if $(SUITE),--suite '$(SUITE)') \

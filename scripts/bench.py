@@ -12,6 +12,7 @@ on where it stopped: the same call with --run RUN. --env-file and --set lie unde
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from bundle import cli, venv
 
 if TYPE_CHECKING:
     from bundle.bench.campaign import Order
+
+LIST_COLUMNS = 100
 
 
 def main(argv: Sequence[str]) -> int:
@@ -94,15 +97,15 @@ def _list() -> None:
     from bundle.bench import matrix
 
     found = matrix.load()
-    console.table(("suite", "cells", "workloads", "starts", "about"), [
-        (suite.name, len(suite.cells) + 1, ", ".join(load.name for load in suite.workloads), (len(suite.cells) + 1) * suite.rounds, suite.about)
-        for suite in found.suites.values()])
-    console.result()
-    console.table(("cell", "axis", "profile and settings", "about"), [
-        (cell.name, cell.axis, " ".join((cell.profile, *cell.sets)), cell.about) for cell in found.cells.values()])
-    console.result()
-    console.table(("workload", "load", "about"), [
-        (load.name, " ".join(f"{key}={value}" for key, value in load.load.items()), load.about) for load in found.workloads.values()])
+    entries = [
+        *(("suite", suite.name, suite.about, f"{len(suite.cells) + 1} cells, {(len(suite.cells) + 1) * suite.rounds} starts; workloads: "
+           + ", ".join(load.name for load in suite.workloads)) for suite in found.suites.values()),
+        *(("cell", cell.name, f"{cell.axis}: {cell.about}", " ".join((cell.profile, *cell.sets))) for cell in found.cells.values()),
+        *(("workload", load.name, load.about, " ".join(f"{key}={value}" for key, value in load.load.items())) for load in found.workloads.values())]
+    for kind, name, *texts in entries:
+        console.result(f"{kind} {name}")
+        for text in texts:
+            console.result(textwrap.fill(text, LIST_COLUMNS, initial_indent="    ", subsequent_indent="      ", break_on_hyphens=False))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ Both are runs' names or folders, or result.json files. Exit codes: 0 not slower,
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import bundle.venv  # noqa: F401
 from bundle import cli, venv
+
+if TYPE_CHECKING:
+    from bundle.bench.rundata import Row
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,12 +36,12 @@ def main(argv: Sequence[str]) -> int:
         console.emit_json({"reference": reference["run"], "run": run["run"], "rows": rows})
     else:
         console.table(("cell", "workload", "metric", "times the reference", "95 % interval", "verdict"), [
-            (row["cell"], row["workload"], row["metric"], *_shown(row), row["verdict"]) for row in rows])
+            (row["cell"], row["workload"], row["metric"], *_ratio_cells(row), row["verdict"]) for row in rows])
     compare.require_not_slower(rows)
     return 0
 
 
-def _shown(row: Mapping[str, Any]) -> tuple[str, str]:
+def _ratio_cells(row: "Row") -> tuple[str, str]:
     return ("", row["why"]) if row["ratio"] is None else (f"{row['ratio']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}")
 
 

@@ -16,6 +16,7 @@ from bundle import cli
 def main(argv: Sequence[str]) -> int:
     from bundle.base import console
     from bundle.choice import profile
+    from bundle.config import settings
     from bundle.images import build
 
     parser = cli.parser(__doc__)
@@ -23,10 +24,11 @@ def main(argv: Sequence[str]) -> int:
     cli.add_json(parser)
     parser.add_argument("--force", action="store_true", help="build everything anew, also to get the distribution's updates")
     options = parser.parse_args(argv)
-    chosen = profile.load(cli.deployment(options))
-    chosen.require()
+    chosen = profile.load_all(cli.deployment(options))
+    settings.require(chosen)
     answer: list[dict[str, Any]] = []
-    for built in build.ensure(chosen, force=options.force):
+    images = {built.image.name: built for each in chosen for built in build.ensure(each, force=options.force)}
+    for built in images.values():
         name = built.image.name
         answer.append({"service": built.image.service, "image": name, "seconds": round(built.seconds, 1), "bytes": build.size(name),
                        "layers": build.layers(name), "packages": build.packages(name) if built.image.lock else {}})

@@ -15,6 +15,7 @@ from bundle import cli
 from bundle.base import console
 from bundle.base.errors import ConfigurationError
 from bundle.choice import profile
+from bundle.config import settings as configured
 from bundle.doctor import host
 from bundle.doctor.check import Check
 from bundle.doctor.fit import fit_check
@@ -31,26 +32,28 @@ def main(argv: Sequence[str]) -> int:
     cli.add_gpu(parser)
     cli.add_json(parser)
     options = parser.parse_args(argv)
-    needs, settings, fit = Needs(), Check(name="settings", state="ok", found=""), assessment.Fit(unknown="the settings are wrong")
+    needs, settings, fits = [Needs()], Check(name="settings", state="ok", found=""), [assessment.Fit(unknown="the settings are wrong")]
     here = Host()
     try:
-        loaded = profile.load(cli.deployment(options))
-        needs = Needs.from_settings(loaded)
-        settings = replace(settings, found=f"profile {loaded.profile}")
-        loaded.require()
-        fit = assessment.assess(loaded, options.gpu, host=here, idle=host.is_running(loaded.project, here.docker(), here))
+        loaded = profile.load_all(cli.deployment(options))
+        needs = [Needs.from_settings(each) for each in loaded]
+        settings = replace(settings, found=f"profile {', '.join(each.profile for each in loaded)}")
+        configured.require(loaded)
+        running = host.is_running(loaded[0].project, here.docker(), here)
+        fits = [assessment.assess(each, options.gpu, host=here, idle=running) for each in loaded]
     except ConfigurationError as error:
         settings = replace(settings, state="fail", found=" ".join(error.message.split()), fix=error.fix or "`make check` shows each with its line")
     if options.project:
-        needs = replace(needs, project=options.project)
-    found = [settings, *host.examine(needs, here), fit_check(fit)]
+        needs = [replace(each, project=options.project) for each in needs]
+    found = [settings, *host.examine_all(needs, here), *dict.fromkeys(map(fit_check, fits))]
     if options.json:
         console.emit_json([asdict(check) for check in found])
     else:
         console.table(("check", "state", "found", "what to do"), [(c.name, c.state, c.found, c.fix) for c in found])
-        if fit.estimate:
-            console.result("\n# will it fit?")
-            fit.show()
+        for fit in fits:
+            if fit.estimate:
+                console.result("\n# will it fit?")
+                fit.show()
     return _FAILED if any(check.state == "fail" for check in found) else 0
 
 

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
     from bundle.base import console
     from bundle.base.errors import ConfigurationError, PrerequisiteError
     from bundle.choice import profile
-    from bundle.fit import assessment, estimation, remedies, report
+    from bundle.fit import assessment, estimation
     from bundle.machine.devices import GIB
     from bundle.models import folder
 
@@ -41,24 +41,23 @@ def main(argv: Sequence[str]) -> int:
     chosen = profile.load(wanted)
     directory = options.model or assessment.model_folder(chosen)
     if not directory:
-        raise ConfigurationError("no model to look at", fix="give its folder: python scripts/fit.py MODEL_DIR, or set MODEL_DIR in env/site.env")
+        raise ConfigurationError("no model to look at", fix="give its folder: make fit MODEL=dir, or set MODEL_DIR in env/site.env")
     if others := folder.misfits(directory.expanduser()):
         raise PrerequisiteError(others[0].found, fix=others[0].fix)
     measured = None if options.overhead is None else round(options.overhead * GIB)
-    found = estimation.estimate_deployment(chosen, directory.expanduser(), gpu=options.gpu, measured_overhead=measured)
+    fit = assessment.estimated(chosen, directory.expanduser(), estimation.device_of(chosen, options.gpu), measured_overhead=measured)
     try:
         log = "" if not options.log else sys.stdin.read() if options.log == "-" else Path(options.log).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise PrerequisiteError(f"{options.log}: {error.strerror}") from error
-    differences = estimation.compare(found, log)
+    differences = fit.differences(log)
     if options.log and not differences:
         console.warn(f"{options.log}: no line of vLLM's about weights or KV cache in it")
-    changes = [] if found.starts else remedies.nearest(found)
     if options.json:
-        console.emit_json(report.as_json(found, changes, differences))
+        console.emit_json(fit.as_json(differences) or {})
     else:
-        report.show(found, changes, differences)
-    return 0 if found.starts else 5
+        fit.show(differences)
+    return 0 if fit.starts else 5
 
 
 if __name__ == "__main__":

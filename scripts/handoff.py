@@ -34,8 +34,9 @@ def main(argv: Sequence[str]) -> int:
     fit = assessment.assess(chosen, options.gpu)
     if options.gpu:
         chosen = assessment.held_to(chosen, fit)
+    chosen = assessment.resolved(chosen, fit)
     chosen.require()
-    for line in chosen.remarks():
+    for line in (*chosen.remarks(), *filter(None, [assessment.unresolved(chosen)])):
         console.warn(line)
     written = pack.write(chosen, fit, options.out, with_images=options.with_images)
     if options.json:

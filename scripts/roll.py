@@ -1,6 +1,6 @@
 """Replace every engine, one after another, each ready before the next: nothing is interrupted. Needs HOST_REPLICAS=2 or more.
 
-usage: python scripts/roll.py [--profile NAME] [--env-file FILE]... [--set KEY=VALUE]... [--project NAME] [--json]
+usage: python scripts/roll.py [--profile NAME[,NAME]...] [--env-file FILE]... [--set KEY=VALUE]... [--project NAME] [--json]
 
 As `up` with the same options, but replaces engines that no setting has changed too, and refuses where it would interrupt the service.
 Exit codes: 0 ready, 2 settings or one engine only, 3 host, 4 not ready, 7 the version before serves again.
@@ -22,14 +22,14 @@ def main(argv: Sequence[str]) -> int:
     cli.add_deployment(parser)
     cli.add_json(parser)
     options = parser.parse_args(argv)
-    chosen = profile.load(cli.deployment(options))
-    for line in chosen.remarks():
+    chosen = profile.load_all(cli.deployment(options))
+    for line in dict.fromkeys(line for each in chosen for line in each.remarks()):
         console.warn(line)
     answer = lifecycle.up(chosen, roll=True)
     if options.json:
         console.emit_json(answer)
     else:
-        console.result(f"rolled: {answer['model']} at {answer['base_url']}")
+        console.result(f"rolled: {', '.join(name for each in chosen for name in each.model_names)} at {answer['base_url']}")
     return 0
 
 

@@ -1,4 +1,5 @@
-"""One table of what runs: state, health, restarts, model, queue, KV-cache use, tokens/s.
+"""One table of what runs: state, health, restarts, model, queue, KV-cache use, tokens/s; then, for each engine, how long its requests are and what
+was computed twice, and what its start found beside the estimate.
 
 usage: python scripts/status.py [--project NAME] [--json]
 
@@ -7,6 +8,7 @@ Exit codes: 0 all healthy, 5 something is not (or nothing is up).
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import bundle.venv  # noqa: F401
 from bundle import cli
@@ -15,7 +17,8 @@ from bundle import cli
 def main(argv: Sequence[str]) -> int:
     from bundle.base import console
     from bundle.base.errors import CheckFailedError
-    from bundle.service import status
+    from bundle.fit import assessment, found
+    from bundle.service import pressure, status
     from bundle.service.deployment import DEFAULT_PROJECT, Deployment
 
     parser = cli.parser(__doc__)
@@ -25,11 +28,16 @@ def main(argv: Sequence[str]) -> int:
     project = options.project or DEFAULT_PROJECT
     deployment = Deployment(project=project)
     rows, base_url = status.read(deployment), status.base_url(deployment)
+    start = found.last(project) if rows else None
     if options.json:
-        console.emit_json({"project": project, "base_url": base_url, "services": rows})
+        console.emit_json({"project": project, "base_url": base_url, "services": rows, "fit": asdict(start) if start else None})
     elif rows:
         console.table(status.COLUMNS, status.cells(rows))
         console.note(f"{project} at {base_url}" if base_url else f"{project} is not published")
+        for warns, line in pressure.remarks(rows):
+            (console.warn if warns else console.note)(line)
+        if start:
+            console.note(f"fit, at the start of {start.since}: {assessment.described(start.differences)}")
     if not rows:
         raise CheckFailedError(f"nothing is up in project {project}", fix="make up")
     return 0 if all(r["state"] == "running" and r["health"] == "healthy" for r in rows) else CheckFailedError.exit_code

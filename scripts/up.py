@@ -1,6 +1,6 @@
 """Make the host, the images and the services what the env files say; wait until the engine answers.
 
-usage: python scripts/up.py [--profile NAME] [--env-file FILE]... [--set KEY=VALUE]... [--project NAME] [--json]
+usage: python scripts/up.py [--profile NAME[,NAME]...] [--env-file FILE]... [--set KEY=VALUE]... [--project NAME] [--json]
 
 Checks the settings and the host first and changes nothing if either fails. A change reaches one engine after another, each without new
 requests first; what does not become ready is taken back. Exit codes: 0 ready, 2 settings, 3 host, 4 not ready, 7 the version before serves again.
@@ -22,14 +22,15 @@ def main(argv: Sequence[str]) -> int:
     cli.add_deployment(parser)
     cli.add_json(parser)
     options = parser.parse_args(argv)
-    chosen = profile.load(cli.deployment(options))
-    for line in chosen.remarks():
+    chosen = profile.load_all(cli.deployment(options))
+    for line in dict.fromkeys(line for each in chosen for line in each.remarks()):
         console.warn(line)
     answer = lifecycle.up(chosen)
     if options.json:
         console.emit_json(answer)
         return 0
-    console.result(f"{'ready' if answer['changed'] else 'already up'}: {answer['model']} at {answer['base_url']}")
+    names = ", ".join(name for each in chosen for name in each.model_names)
+    console.result(f"{'ready' if answer['changed'] else 'already up'}: {names} at {answer['base_url']}")
     console.result(str(answer["curl"]))
     return 0
 

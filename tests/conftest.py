@@ -4,16 +4,33 @@ import os
 import secrets
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bundle.models import first
+from support import leftovers
 from support.project import Project
+
+LEFTOVERS_S = 20.0
+"""So long may a process that was told to end take over it."""
 
 # What a shell runs in the background ignores SIGINT, and so would every script that a test starts and interrupts as an operator does.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Fail the run when a test has left a process running: a stand-in engine would hold its port and disturb what comes after."""
+    before = leftovers.running()  # what a worker of pytest itself has started
+    leftovers.adopt_orphans()
+    yield
+    end = time.monotonic() + LEFTOVERS_S
+    while (left := [one for one in leftovers.running() if one not in before]) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not left, "processes left behind:\n" + "\n".join(left)
 
 
 @pytest.fixture(autouse=True)

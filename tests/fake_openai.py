@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote
 
-MODEL = "fake"
+MODEL = os.environ.get("FAKE_MODEL", "fake")
 CONTEXT = 1024
 BLOCK = 16
 WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet", "kilo", "lima")

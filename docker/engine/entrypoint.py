@@ -4,15 +4,17 @@
 
 The one mapping rule: ENGINE_X_Y=v becomes `--x-y v`, `true` becomes `--x-y`, `false` the flag's off-form, an empty value is "not set";
 a flag that takes a list has its value split as a shell would; JSON passes as it is. ENGINE_MODEL comes first, the rest in the order of
-the env files. ENGINE_GPU_MEMORY_UTILIZATION=auto becomes the most that starts, measured right before the start (--print measures nothing).
+the env files. `auto` becomes a value right before the start (words.py): ENGINE_GPU_MEMORY_UTILIZATION the most that starts, ENGINE_QUANTIZATION
+what suits checkpoint and GPU; ENGINE_MAX_NUM_SEQS=auto is for the host to resolve, and refused here. --print measures nothing and leaves it.
 A key that an --env-file names overrides the process environment, and a later file an earlier one, as in Compose.
 All other variables reach the engine unchanged, without those that are the bundle's own and those that are empty.
 
 --print writes the engine's environment and command as a shell would take them, and starts nothing.
 
-Exit codes: 2 an env file is wrong · 3 no vLLM here, or no GPU to measure · 0 the engine ended cleanly after SIGTERM, SIGINT or SIGHUP ·
-128+n signal n killed it · else the engine's own code, but 1 instead of 0 when nobody asked it to end: vLLM exits 0 when its core dies,
-which would look like a clean stop · 75 it hung, and was ended for that: what the watch (watch.py, beside this file) saw stands in the last line.
+Exit codes: 2 an env file is wrong, or leaves a word to the host · 3 no vLLM here, or no GPU to measure · 0 the engine ended cleanly after
+SIGTERM, SIGINT or SIGHUP · 128+n signal n killed it · else the engine's own code, but 1 instead of 0 when nobody asked it to end: vLLM exits 0
+when its core dies, which would look like a clean stop · 75 it hung, and was ended for that: what the watch (watch.py, beside this file) saw
+stands in the last line.
 HEALTH_STALL_S (60) is how long an engine may do nothing with what it was asked; HEALTH_PORT is where GET /ready tells whether it can serve.
 """
 
@@ -38,6 +40,7 @@ from typing import IO, Any, Self
 
 import vitals
 import watch
+import words
 
 OURS = ("ENGINE_", "GATEWAY_", "HEALTH_", "HOST_", "IMAGE_", "MODEL_", "BUILD_", "MONITORING_", "SLO_")
 BUILD_KNOBS = ("BASE_IMAGE", "WHEELHOUSE")
@@ -46,7 +49,7 @@ ENGINE_READS = ("CUDA_", "CUBLAS", "CUDNN_", "DO_NOT_TRACK", "FLASHINFER_", "HF_
 """What --print shows of the environment; the engine gets everything that is not OURS."""
 
 SECRET = re.compile(r"(^|[_-])(TOKEN|SECRET|PASSWORD|API[_-]KEY|ACCESS[_-]KEY)$", re.IGNORECASE)
-SHARE = re.compile(r"--(gpu|device)-memory-utilization")
+_SHARES = (words.SHARE, "--device-memory-utilization")
 CONTEXT_BYTES = 512 * 2**20
 """What vLLM's own CUDA context takes of a GPU before it looks at what is free."""
 AUTO_MARGIN_BYTES = 512 * 2**20
@@ -176,28 +179,65 @@ def elements(value: str) -> list[str]:
     return found
 
 
-def measured(argv: Sequence[str], settings: Mapping[str, str]) -> list[str]:
-    """`argv` with numbers in the place of `auto`. Raises Refused where a GPU cannot be measured."""
-    words = list(argv)
-    for at, word in enumerate(words[1:], start=1):
-        if word == "auto" and SHARE.fullmatch(words[at - 1]):
-            words[at] = most_that_starts(settings)
-    return words
+def resolved(argv: Sequence[str], settings: Mapping[str, str]) -> list[str]:
+    """`argv` with values in the place of `auto`, each told with its reason. Raises Refused where a GPU cannot be asked, or only the host knows."""
+    given, on_cpu = list(argv), runs_on_cpu()
+    pairs = [at for at, word in enumerate(given) if word == words.AUTO and at > 1]
+    for at in reversed(pairs):  # from the end: a flag that goes away moves what is behind it
+        flag = given[at - 1]
+        if flag in _SHARES:
+            given[at] = most_that_starts(settings)
+        elif flag == words.QUANTIZATION:
+            found = quantization(settings, on_cpu=on_cpu)
+            say(f"ENGINE_QUANTIZATION=auto: {found}")
+            given[at - 1:at + 1] = [flag, found.value] if found.value else []
+        elif flag == words.SEQUENCES:
+            raise Refused(["ENGINE_MAX_NUM_SEQS=auto: the host resolves it, from the KV cache that it expects, and this start has no such number. "
+                           "Start with `make up`, or take the env file that `make check GPU=NAME FLATTEN=FILE` writes; or write a number: 256"])
+    return given
+
+
+def quantization(settings: Mapping[str, str], *, on_cpu: bool) -> words.Resolved:
+    """What ENGINE_QUANTIZATION=auto becomes for this model, on the weakest GPU in sight."""
+    model = settings.get("ENGINE_MODEL", "")
+    folder = Path(model) if model.startswith("/") or Path(model).is_dir() else None
+    return words.by_checkpoint(model, folder, settings.get("ENGINE_DTYPE", "")) or words.by_gpu(*((None,) if on_cpu else weakest_gpu(settings)))
+
+
+def runs_on_cpu() -> bool:
+    """Whether the vLLM that is installed computes on the CPU, as it tells itself."""
+    try:
+        return "cpu" in importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def weakest_gpu(settings: Mapping[str, str]) -> tuple[tuple[int, int], str]:
+    """Compute capability and name of the GPU in sight that can least."""
+    rows = gpus(settings, "compute_cap,name", r"(\d+)\.(\d+), (.+)", about="its compute capability cannot be read",
+                instead="Write a method (ENGINE_QUANTIZATION=fp8_per_tensor), or leave it empty")
+    return min(((int(major), int(minor)), name) for major, minor, name in rows)
+
+
+def gpus(settings: Mapping[str, str], query: str, row: str, *, about: str, instead: str) -> list[tuple[str, ...]]:
+    """What nvidia-smi answers to `query`, for each GPU in sight the groups of `row`. Raises Refused where it does not."""
+    chosen = settings.get("CUDA_VISIBLE_DEVICES", "")
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", *([f"--id={chosen}"] if chosen else [])]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Refused([f"auto: {about}: {error}. {instead}"], code=3) from error
+    found = re.findall(f"^{row}$", done.stdout, re.MULTILINE)
+    if done.returncode != 0 or not found or len(found) != len(done.stdout.splitlines()):
+        raise Refused([f"auto: {about}: nvidia-smi says: {' '.join(done.stdout.split())}. {instead}"], code=3)
+    return found
 
 
 def most_that_starts(settings: Mapping[str, str]) -> str:
     """The largest share of memory that every GPU in sight can give, rounded down to a thousandth, with AUTO_MARGIN_BYTES left free."""
-    chosen = settings.get("CUDA_VISIBLE_DEVICES", "")
-    command = ["nvidia-smi", "--query-gpu=index,memory.total,memory.reserved,memory.free", "--format=csv,noheader,nounits",
-               *([f"--id={chosen}"] if chosen else [])]
     instead = "Write a number instead: 0.9"
-    try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Refused([f"auto: the GPU's memory cannot be measured: {error}. {instead}"], code=3) from error
-    rows = re.findall(r"^(\d+), (\d+), (\d+|\[.*\]), (\d+)$", done.stdout, re.MULTILINE)
-    if done.returncode != 0 or not rows or len(rows) != len(done.stdout.splitlines()):
-        raise Refused([f"auto: the GPU's memory cannot be measured: nvidia-smi says: {' '.join(done.stdout.split())}. {instead}"], code=3)
+    rows = gpus(settings, "index,memory.total,memory.reserved,memory.free", r"(\d+), (\d+), (\d+|\[.*\]), (\d+)",
+                about="the GPU's memory cannot be measured", instead=instead)
     shares = []
     for index, *sizes in rows:
         # CUDA does not show what the driver keeps for itself; an old driver does not say how much that is, which makes the share smaller.
@@ -241,11 +281,11 @@ def _loader_cache() -> str:
 
 def shown(argv: Sequence[str]) -> str:
     """The command as typed in a shell, with secrets blanked."""
-    words, secret = ["vllm"], False
+    typed, secret = ["vllm"], False
     for word in argv:
         secret = bool(SECRET.search(word)) if word.startswith("--") else secret
-        words.append("[REDACTED]" if secret and not word.startswith("--") else word)
-    return shlex.join(words)
+        typed.append("[REDACTED]" if secret and not word.startswith("--") else word)
+    return shlex.join(typed)
 
 
 class LastError:
@@ -356,11 +396,7 @@ class Health:
 
     def watch(self, session: int, end: Callable[[str], None]) -> watch.Watchdog:
         """Begin to watch the engine whose processes are in that session; `end` is called once, with the reason, when it is to be ended."""
-        try:
-            on_cpu = "cpu" in importlib.metadata.version("vllm")  # as vLLM itself tells
-        except importlib.metadata.PackageNotFoundError:
-            on_cpu = False
-        looks = watch.Watch(self.engine, lambda: vitals.processes(session), leader=session, cpu_counts=on_cpu, stall_s=self.stall_s)
+        looks = watch.Watch(self.engine, lambda: vitals.processes(session), leader=session, cpu_counts=runs_on_cpu(), stall_s=self.stall_s)
         budget = watch.Budget(watch.state_file(), f"{socket.gethostname()}-{self.engine.port}")
         return watch.Watchdog(looks, budget, end=end, say=lambda text: say(text, "watch"), port=self.port)
 
@@ -442,17 +478,17 @@ def start(settings: Mapping[str, str], argv: Sequence[str]) -> int:
     if importlib.util.find_spec("vllm") is None:
         raise Refused([f"{sys.executable} has no vLLM. Run this file with the Python of the environment that vLLM is installed in"], code=3)
     health = Health.from_settings(settings)
-    argv = measured(argv, settings)
+    argv = resolved(argv, settings)
     say(f"starting: {shown(argv)}")
     environment = finds_the_middleware(triton_finds_the_driver(engine_environment(settings)))
     return supervise([sys.executable, "-m", "vllm.entrypoints.cli.main", *argv], environment, health)
 
 
-def main(words: Sequence[str]) -> int:
+def main(arguments_given: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--env-file", metavar="FILE", type=Path, action="append", default=[], help="repeatable, the last one wins")
     parser.add_argument("--print", action="store_true", help="show what would be started")
-    options = parser.parse_args(words)
+    options = parser.parse_args(arguments_given)
     try:
         named: dict[str, str] = {}
         problems: list[str] = []

@@ -24,7 +24,7 @@ cd "/opt/venv/lib/python${PYTHON_VERSION}/site-packages"
 find . -type d -name tests -prune -exec rm -rf {} +
 rm -rf torch/test torch/bin/test_* torch/bin/*Test torch/bin/*.pt torch/bin/*.ptl torch/bin/upgrader_models torch/bin/protoc*
 # Debug information is more than half of vLLM's own CPU kernels. Only libraries that have it are touched: stripping others could
-# break what auditwheel has patched.
+# break what auditwheel has patched. grep reads to the end: were it quiet, readelf could end by SIGPIPE, and pipefail call that "no".
 find . -type f -name '*.so*' -print0 | while IFS= read -r -d '' library; do
-    if readelf --section-headers --wide "$library" 2> /dev/null | grep --quiet '\.debug_info'; then strip --strip-debug "$library"; fi
+    if readelf --section-headers --wide "$library" 2> /dev/null | grep '\.debug_info' > /dev/null; then strip --strip-debug "$library"; fi
 done

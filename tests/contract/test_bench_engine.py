@@ -5,12 +5,12 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bundle.bench import matrix
 from bundle.bench.agent import Agent, AgentError
+from bundle.bench.rundata import Answer
 from support.project import Project, wait_until
 
 LIMIT_S = 300.0
@@ -45,7 +45,7 @@ def agent(container: str, log: Path) -> Iterator[Agent]:
         yield started
 
 
-def load(agent: Agent, options: Mapping[str, str], *, seed: int, base_url: str = ENGINE) -> dict[str, Any]:
+def load(agent: Agent, options: Mapping[str, str], *, seed: int, base_url: str = ENGINE) -> Answer:
     return agent.load({**options, "seed": str(seed)}, base_url=base_url, model=MODEL, served_model_name="selftest", limit_s=LIMIT_S)
 
 

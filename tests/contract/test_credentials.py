@@ -31,7 +31,7 @@ class Around(Deployment):
     def is_written(self) -> bool:
         return True
 
-    def values(self) -> dict[str, str]:
+    def values(self, service: str = "engine") -> dict[str, str]:
         return self.settings
 
     def containers(self) -> dict[str, Container]:

@@ -11,7 +11,7 @@ import pytest
 from bundle import ROOT
 from bundle.config import settings
 from bundle.images import build, buildinputs
-from bundle.images.build import LOCK, SOURCE, Image
+from bundle.images.build import SOURCE, Image
 from support.image import LAYOUT, answer, inspected, layers_with, run
 
 LIMIT_BYTES = 7.0e9
@@ -58,13 +58,11 @@ def test_its_environment_turns_no_optimization_on(config: dict[str, Any]) -> Non
     assert not SEED_VARIABLES & set(environment)
 
 
-def test_its_labels_name_its_versions_its_lock_and_its_sources(image: Image, config: dict[str, Any]) -> None:
+def test_its_labels_name_its_version_and_its_sources(image: Image, config: dict[str, Any]) -> None:
     labels = config["Labels"]
     assert image.lock is not None
-    assert labels[LOCK] == hashlib.sha256(image.lock.read_bytes()).hexdigest()
     assert labels[SOURCE] == image.source
     assert labels["org.opencontainers.image.title"] == "vLLM engine (CUDA)"
-    assert "org.opencontainers.image.revision" in labels
     ask = "from importlib.metadata import version as v; import torch; print(v('vllm'), torch.__version__, torch.version.cuda)"
     assert answer(image.name, "python", "-c", ask).split() == ["0.33.0", "2.14.0+cu130", "13.0"]
     assert labels["org.opencontainers.image.version"] == "0.33.0"

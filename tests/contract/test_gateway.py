@@ -110,7 +110,7 @@ def test_every_route_that_vllm_documents_is_listed_or_refused_on_purpose() -> No
 
 
 def test_the_image_carries_the_configuration_of_this_tree() -> None:
-    for name in ("haproxy.cfg", "routes.lst", "bodylimit.lua"):
+    for name in ("haproxy.cfg", "routes.lst", "bodylimit.lua", "models.lua"):
         inside = docker("run", "--rm", "--entrypoint", "cat", IMAGE, f"{Path(CONFIG).parent}/{name}")
         assert inside == (HERE / name).read_text(), f"{name}: run `make build`"
 

@@ -10,7 +10,7 @@ import pytest
 
 from bundle.config import settings
 from bundle.config.settings import SELFTEST_MODEL, Settings
-from bundle.fit import estimation
+from bundle.fit import assessment, estimation
 from bundle.images import build
 from support.project import wait_until
 
@@ -61,7 +61,8 @@ def test_the_real_engine_holds_exactly_the_tokens_that_fit_says(sets: Sequence[s
     log = log_of_a_start(chosen, container)
     docker("cp", f"{container}:{SELFTEST_MODEL}", str(tmp_path / "model"))
 
-    estimate = estimation.estimate_deployment(chosen, tmp_path / "model")
+    estimate = assessment.estimated(chosen, tmp_path / "model", None).estimate
+    assert estimate
     by_what = {f"{one.what}, {one.unit}": one for one in estimation.compare(estimate, log)}
 
     assert estimate.starts, estimate.problems

@@ -13,6 +13,7 @@ import pytest
 
 from bundle import ROOT
 from bundle.bench.agent import Agent, AgentError
+from bundle.bench.rundata import Answer
 from fake_engine import FakeEngine
 from support.project import wait_until
 
@@ -78,7 +79,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Agent]]:
 
 
 def load(agent: Agent, result: Mapping[str, Any], options: Mapping[str, str] | None = None, *, base_url: str = "http://127.0.0.1:9",
-         limit_s: float = LIMIT_S) -> dict[str, Any]:
+         limit_s: float = LIMIT_S) -> Answer:
     """One load of which the fake vLLM returns `result`."""
     given = {"num-prompts": str(len(result.get("errors", ()))), "fake-result": json.dumps(result)} | dict(options or {})
     return agent.load(given, base_url=base_url, model="/fake/model", served_model_name="fake", limit_s=limit_s)

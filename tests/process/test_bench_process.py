@@ -370,13 +370,14 @@ def test_the_probes_last_line_is_its_answer(pod: Pod, monkeypatch: pytest.Monkey
     pod.runtime.prepare([pod.engine("one", "VLLM_LOGGING_LEVEL=DEBUG")[0]])
     assert pod.runtime.probe() == {"device": "DEBUG"}
     (pod.folder / "benchprobe.py").write_text("print('no JSON')")
-    with pytest.raises(BundleError, match=r"benchprobe\.py did not end with a line of JSON: 'no JSON'"):
+    with pytest.raises(BundleError, match=r"benchprobe\.py did not end with its line of JSON \(.*\): 'no JSON'"):
         pod.runtime.probe()
 
 
 def test_the_figures_name_what_they_come_from(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
     nvidia_smi(pod.folder, monkeypatch, "echo '0, NVIDIA Fake, 12.0, 32768, 32000, 580.95, GPU-1'")
     monkeypatch.setattr(runtimes, "PACKAGES", ("requests", "nosuch"))
+    pod.runtime.cards = runtimes.cards([settings.load("throughput", environ={})])
     found = pod.runtime.provenance()
     assert found["runtime"] == "process"
     assert (found["gpu"], found["driver"], found["gpu_memory_gib"]) == ("NVIDIA Fake", "580.95", 32)
@@ -405,7 +406,7 @@ def sampled(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> 
     done = folder / "done"
     nvidia_smi(folder, monkeypatch, "\n".join(f"echo '{line}'" for line in lines) + f"\ntouch {done}\nexec sleep 600")
     start = time.time()
-    with gpusampler.Sampler() as sampler:
+    with gpusampler.Sampler([0]) as sampler:
         eventually(done.exists, "the fake does not run")
         eventually(lambda: len(sampler._rows) == sum(line[:1].isdigit() for line in lines), "not all lines arrived")
         return sampler.window(start, time.time())
@@ -415,7 +416,7 @@ def test_memory_power_and_utilization_are_sampled_until_the_block_ends(tmp_path:
     nvidia_smi(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; echo \"$*\" > {tmp_path}/asked\n"
                                       "while :; do echo '0, 2048, 300.5, 97'; sleep 0.02; done")
     start = time.time()
-    with gpusampler.Sampler() as sampler:
+    with gpusampler.Sampler([0]) as sampler:
         eventually(lambda: len(sampler.window(start, time.time())["t_s"]) >= 3, "no samples")
         found = sampler.window(start, time.time())
     assert set(found["memory_gib"]) == {2.0}
@@ -445,13 +446,12 @@ def test_what_the_driver_does_not_tell_is_left_out(tmp_path: Path, monkeypatch: 
 
 def test_without_nvidia_smi_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    with gpusampler.Sampler() as sampler:
+    with gpusampler.Sampler([0]) as sampler:
         assert sampler.window(0, time.time()) == {"t_s": [], "memory_gib": [], "watts": [], "utilization": []}
 
 
-def test_the_sampler_looks_at_the_gpus_that_the_engine_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sampler_looks_at_the_gpus_that_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nvidia_smi(tmp_path, monkeypatch, f"echo \"$*\" > {tmp_path}/asked.part; mv {tmp_path}/asked.part {tmp_path}/asked")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
-    with gpusampler.Sampler():
+    with gpusampler.Sampler([1, 3]):
         eventually((tmp_path / "asked").exists, "not started")
     assert (tmp_path / "asked").read_text().split()[-1] == "--id=1,3"

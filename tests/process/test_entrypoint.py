@@ -3,6 +3,7 @@
 The engine here is a stand-in of a few lines, started for real: what is tested are processes, signals and pipes.
 """
 
+import json
 import os
 import re
 import select
@@ -19,6 +20,7 @@ from types import ModuleType
 import pytest
 
 from bundle import ROOT
+from bundle.bench.proctree import Tree
 from bundle.fit import estimation
 from bundle.machine import devices
 from support.entrypoint import load_entrypoint
@@ -214,7 +216,7 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
     host = Pod(folder=tmp_path)
     yield host
     for process in host.running:
-        process.kill()
+        assert not Tree(process.pid).kill(30), "the engine goes with its entrypoint, which passes no SIGKILL on"
         process.communicate()
 
 
@@ -657,6 +659,66 @@ def test_auto_without_nvidia_smi_is_refused(pod: Pod) -> None:
     done = pod.run(PATH="/nonexistent", **AUTO)
     assert done.returncode == 3
     assert "auto: the GPU's memory cannot be measured: [Errno 2] No such file or directory: 'nvidia-smi'" in last_line(done.stderr)
+
+
+# --- auto: what suits the checkpoint and the GPU (tests/unit/test_words.py holds it to what the host says)
+
+QUANTIZATION = {"ENGINE_QUANTIZATION": "auto", "ENGINE_SEED": "7"}
+
+
+def checkpoint(pod: Pod, **more: object) -> dict[str, str]:
+    (pod.folder / "config.json").write_text(json.dumps({"torch_dtype": "bfloat16", **more}))
+    return {"ENGINE_MODEL": str(pod.folder)}
+
+
+def test_16_bit_weights_become_8_bit_ones_on_a_gpu_that_can_and_one_line_says_why(pod: Pod) -> None:
+    pod.install("say(repr(sys.argv[3:]))")
+    path, model = nvidia_smi(pod, "echo '12.0, NVIDIA GeForce RTX 5090'"), checkpoint(pod)
+    done = pod.run(**QUANTIZATION, **path, **model)
+    assert done.stdout == "['--quantization', 'fp8_per_tensor', '--seed', '7']\n"
+    assert done.stderr.count("entrypoint: ENGINE_QUANTIZATION=auto: fp8_per_tensor: 16-bit weights, and NVIDIA GeForce RTX 5090 (12.0) computes in "
+                             "8-bit floating point\n") == 1
+    assert pod.run("--print", **QUANTIZATION, **path, **model).stdout.endswith("--quantization auto --seed 7\n"), "--print asks no GPU"
+
+
+def test_a_quantized_checkpoint_needs_no_gpu_to_look_at_and_loses_the_flag(pod: Pod) -> None:
+    pod.install("say(repr(sys.argv[3:]))")
+    done = pod.run(**QUANTIZATION, **checkpoint(pod, quantization_config={"quant_method": "awq"}), PATH="/nonexistent")
+    assert done.stdout == "['--seed', '7']\n"
+    assert "entrypoint: ENGINE_QUANTIZATION=auto: not set: the checkpoint brings its own method (awq)\n" in done.stderr
+
+
+def test_a_gpu_that_cannot_be_asked_is_refused_with_what_to_write(pod: Pod) -> None:
+    pod.install("say('started')")
+    done = pod.run(**QUANTIZATION, **checkpoint(pod), **nvidia_smi(pod, "echo 'No devices were found'; exit 6"))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert last_line(done.stderr) == ("entrypoint: auto: its compute capability cannot be read: nvidia-smi says: No devices were found. "
+                                      "Write a method (ENGINE_QUANTIZATION=fp8_per_tensor), or leave it empty")
+
+
+def test_the_cpu_engine_asks_no_gpu(pod: Pod) -> None:
+    pod.install("say(repr(sys.argv[3:]))")
+    metadata = pod.folder / "vllm-0.32.0+cpu.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+    done = pod.run(**QUANTIZATION, **checkpoint(pod), PATH="/nonexistent")
+    assert done.stdout == "['--seed', '7']\n", done.stderr
+    assert "not set: the CPU engine computes with weights as they are stored" in done.stderr
+
+
+def test_both_words_together_become_their_values(pod: Pod) -> None:
+    pod.install("say(repr(sys.argv[3:]))")
+    path = nvidia_smi(pod, "case $* in *compute_cap*) echo '8.6, A' ;; *) echo '0, 32607, 494, 32112' ;; esac")
+    done = pod.run(**QUANTIZATION, **AUTO, **checkpoint(pod), **path)
+    assert done.stdout == "['--seed', '7', '--gpu-memory-utilization', '0.968']\n"
+
+
+def test_a_number_of_requests_that_only_the_host_knows_is_refused(pod: Pod) -> None:
+    pod.install("say('started')")
+    done = pod.run(ENGINE_MAX_NUM_SEQS="auto")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "ENGINE_MAX_NUM_SEQS=auto: the host resolves it" in last_line(done.stderr)
+    assert "make check GPU=NAME FLATTEN=FILE" in last_line(done.stderr)
 
 
 def test_the_entrypoint_and_fit_measure_with_the_same_margins(entrypoint: ModuleType) -> None:

@@ -32,9 +32,9 @@ BAD = (
     _error("unknown flag without a value", "throughput", "ENGINE_MAX_NUM_SEQ=",
            "vLLM 0.33.0 has no such flag. Did you mean ENGINE_MAX_NUM_SEQS?"),
     _error("not a whole number", "throughput", "ENGINE_MAX_NUM_SEQS=many",
-           "'many' is not a whole number."),
+           "'many' is not a whole number or auto."),
     _error("fraction where a whole number is due", "throughput", "ENGINE_MAX_NUM_SEQS=1.5",
-           "'1.5' is not a whole number."),
+           "'1.5' is not a whole number or auto."),
     _error("not a number", "throughput", "ENGINE_GPU_MEMORY_UTILIZATION=90%",
            "'90%' is not a number or auto."),
     _error("unit that is none", "throughput", "ENGINE_MAX_MODEL_LEN=16KB",
@@ -169,9 +169,9 @@ BAD = (
     _error("killed while it drains", "cpu", "HOST_STOP_GRACE_S=30",
            "30 s is not more than ENGINE_SHUTDOWN_TIMEOUT=30: Docker would kill the engine while it finishes its requests. Use "
            "HOST_STOP_GRACE_S=45."),
-    _error("fewer tokens than requests", "throughput", "ENGINE_MAX_NUM_BATCHED_TOKENS=128",
-           "a step of 128 tokens cannot hold a token of each of ENGINE_MAX_NUM_SEQS=256 requests. Use "
-           "ENGINE_MAX_NUM_BATCHED_TOKENS=256 or more."),
+    _error("fewer tokens than requests", "seed", "ENGINE_MAX_NUM_BATCHED_TOKENS=128",
+           "a step of 128 tokens cannot hold a token of each of ENGINE_MAX_NUM_SEQS=512 requests. Use "
+           "ENGINE_MAX_NUM_BATCHED_TOKENS=512 or more."),
     _error("prompt longer than a step", "throughput", "ENGINE_ENABLE_CHUNKED_PREFILL=false",
            "without chunked prefill a whole prompt must fit one step, and ENGINE_MAX_NUM_BATCHED_TOKENS=8192 is less than "
            "ENGINE_MAX_MODEL_LEN=16384. Delete the line, or raise that."),

@@ -4,6 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bundle.bench import rundata
+from bundle.bench.rundata import Result
+
 SETTINGS = {"ENGINE_QUANTIZATION": "fp8_per_tensor", "ENGINE_MAX_NUM_SEQS": "256", "ENGINE_MAX_NUM_BATCHED_TOKENS": "8192",
             "ENGINE_LOAD_FORMAT": "dummy"}
 LOAD = {"dataset-name": "random", "random-input-len": "512", "random-output-len": "128", "max-concurrency": "64", "num-prompts": "256"}
@@ -37,7 +40,7 @@ CONTROL = SyntheticResult(name="control", axis="control")
 
 
 def build(*cells: SyntheticResult, control: SyntheticResult = CONTROL, workloads: Sequence[str] = ("chat", "long-prompt"), gpu: bool = True,
-          **changes: Any) -> dict[str, Any]:
+          **changes: Any) -> Result:
     """A result of `control` and `cells`; `changes` replace what it holds at the top."""
     every = (control, *cells)
     about = {"runtime": "compose", "gpu": "synthetic GPU", "driver": "580.0", "gpu_memory_gib": 31.36, "card_gib": None,
@@ -45,7 +48,7 @@ def build(*cells: SyntheticResult, control: SyntheticResult = CONTROL, workloads
              "matrix_sha256": "3" * 64, "host": {"cpus": 16, "memory_gib": 128.0}, "python": "3.12.1"}
     if not gpu:
         about |= {"gpu": None, "driver": None, "gpu_memory_gib": None}
-    return {
+    return rundata.held_to(Result, {
         "schema": 1, "run": "2026-01-02-synthetic", "suite": "default", "started": 1_800_000_000.0, "finished": 1_800_003_600.0, "complete": True,
         "provenance": about, "control": control.name, "plan": [], "rounds": 2, "repeats": 3,
         "model": {"name": "synthetic/model-8B", "path": "model", "config": {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 4096},
@@ -56,7 +59,8 @@ def build(*cells: SyntheticResult, control: SyntheticResult = CONTROL, workloads
         "cells": {cell.name: _cell(cell, workloads, gpu=gpu) for cell in every},
         "comparisons": [] if control.state != "measured" else
         [found for cell in cells if cell.state == "measured" for workload in workloads for found in _compared(cell, workload)],
-        "starts": {"cold": {"seconds": 64.0}, "warm": {"seconds": 21.0}, "warm_to_cold": 0.328}} | changes
+        "starts": {"cold": {"seconds": 64.0, "of": 1, "phases": []}, "warm": {"seconds": 21.0, "of": 1, "phases": []},
+                   "warm_to_cold": 0.328}} | changes)
 
 
 def _cell(cell: SyntheticResult, workloads: Sequence[str], *, gpu: bool) -> dict[str, Any]:
@@ -65,6 +69,7 @@ def _cell(cell: SyntheticResult, workloads: Sequence[str], *, gpu: bool) -> dict
         "axis": cell.axis, "about": "synthetic", "profile": cell.profile, "sets": list(cell.sets), "outputs": "same",
         "settings": {key: value for key, value in {**SETTINGS, **pairs}.items() if value}, "state": cell.state, "reason": cell.reason,
         "remedy": cell.remedy, "starts": [], "metrics": {}, "quantiles": {}, "slo": {}, "memory": {"t_s": [], "gib": []}, "roofline": {},
+        "roofline_unknown": "",
         "output_check": {"verdict": "not comparable", "equal": 0, "of": 0}}
     if cell.state != "measured":
         return found

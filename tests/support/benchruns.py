@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle.bench import slo
+from bundle.bench.rundata import Held
 from support import modelfolder
 
 PROFILE = {"ENGINE_QUANTIZATION": "fp8_per_tensor", "ENGINE_GPU_MEMORY_UTILIZATION": "0.93", "ENGINE_MAX_MODEL_LEN": "16K",
@@ -163,7 +164,7 @@ def _quantiles(median: float, spread: float) -> list[float]:
 
 
 def _search(name: str, limit: Mapping[str, Any], pace: float) -> dict[str, Any]:
-    def holds(concurrency: int) -> Mapping[str, Any]:
+    def holds(concurrency: int) -> Held:
         itl, ttft = 0.3 * concurrency / pace, 10.0 * concurrency / pace
         return {"held": itl <= limit["itl_ms_p99"] and ttft <= limit["ttft_ms_p99"], "ttft_ms_p99": round(ttft, 2), "itl_ms_p99": round(itl, 2),
                 "success": 1.0}

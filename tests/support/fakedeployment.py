@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
 from bundle.base.clock import Clock
 from bundle.base.errors import BundleError
-from bundle.config import envfile
-from bundle.service.deployment import GATEWAY, Container, Deployment, is_engine
+from bundle.service.deployment import GATEWAY, Container, Deployment, Texts, is_engine, model_of
 
 PORT = 8005
 PATIENCE_S = 100_000
@@ -80,6 +80,9 @@ class World:
         self.containers: dict[str, FakeContainer] = {}
         self.images = dict(IMAGES)
         self.taken_out: set[str] = set()
+        self.backends: list[str] = []
+        self.routes: dict[str, str] = {}
+        """What the running gateway knows of the models."""
         self.clients = Clients()
         self.behaviour: Callable[[Mapping[str, str]], Behaviour] = lambda _: Behaviour()
         self.stop_takes_s = 1.0
@@ -92,13 +95,21 @@ class World:
     def deployment(self) -> "FakeDeployment":
         return FakeDeployment(project="fake", state=self.folder, clock=FakeClock(self), world=self)
 
-    def env(self, **values: str) -> tuple[str, str]:
-        """The texts of the env files, with defaults for what is not given."""
+    def env(self, *, beside: Mapping[str, str] | None = None, **values: str) -> Texts:
+        """The texts of the derived files, with defaults for what is not given; `beside` are values of a second model."""
+        texts = self._model("", values | ({"GATEWAY_BACKENDS": "engine engine-b"} if beside is not None else {}))
+        names = {"engine": values.get("ENGINE_SERVED_MODEL_NAME", "m")}
+        if beside is not None:
+            texts |= self._model("b.", dict(beside))
+            names["engine-b"] = beside.get("ENGINE_SERVED_MODEL_NAME", "second")
+        return texts | {"models": "".join(f"{name} {service}\n" for service, name in names.items())}
+
+    def _model(self, prefix: str, values: Mapping[str, str]) -> dict[str, str]:
         engine = {"ENGINE_SHUTDOWN_TIMEOUT": "30", "ENGINE_SERVED_MODEL_NAME": "m"} | {k: v for k, v in values.items() if k.startswith("ENGINE_")}
         rest = {"HOST_READY_TIMEOUT_S": "600", "HOST_STOP_GRACE_S": "45", "HOST_REPLICAS": "1", "IMAGE_ENGINE": "engine:1",
                 "IMAGE_GATEWAY": "gateway:1"} | {k: v for k, v in values.items() if not k.startswith("ENGINE_")}
         texts = ["".join(f"{key}={value}\n" for key, value in part.items()) for part in (rest | engine, engine)]
-        return texts[0], texts[1]
+        return {f"{prefix}env": texts[0], f"{prefix}engine.env": texts[1]}
 
     # --- time
 
@@ -120,7 +131,7 @@ class World:
     def ask(self, seconds: float = 0) -> None:
         """One request, as long as the others or `seconds` long."""
         self.clients.sent += 1
-        able = [c for c in self.containers.values() if is_engine(c.service) and self.healthy(c) and c.service not in self.taken_out]
+        able = [c for c in self.containers.values() if model_of(c.service) == "engine" and self.healthy(c) and c.service not in self.taken_out]
         if GATEWAY not in self.containers or not able:
             self.clients.refused += 1
         else:
@@ -134,11 +145,15 @@ class World:
 
     def wanted(self, deployment: Deployment) -> dict[str, tuple[str, str]]:
         """Configuration and image id by service, from the env files."""
-        values = {entry.key: entry.value for entry in envfile.parse(deployment.env_file)[0]}
-        names = ["engine", *(f"engine-{n}" for n in range(2, int(values["HOST_REPLICAS"]) + 1))]
-        engine = hashlib.sha256(deployment.engine_env_file.read_bytes()).hexdigest()
+        values = deployment.values()
         gateway = json.dumps({key: value for key, value in values.items() if key.startswith("GATEWAY_")})
-        return {GATEWAY: (gateway, self.images[values["IMAGE_GATEWAY"]])} | dict.fromkeys(names, (engine, self.images[values["IMAGE_ENGINE"]]))
+        found = {GATEWAY: (gateway, self.images[values["IMAGE_GATEWAY"]])}
+        for service, prefix in (("engine", ""), ("engine-b", "b.")):
+            if own := deployment.values(service):
+                names = [service, *(f"{service}-{n}" for n in range(2, int(own["HOST_REPLICAS"]) + 1))]
+                engine = hashlib.sha256((self.folder / f"fake.{prefix}engine.env").read_bytes()).hexdigest()
+                found |= dict.fromkeys(names, (engine, self.images[own["IMAGE_ENGINE"]]))
+        return found
 
     def differs(self, service: str, wanted: tuple[str, str]) -> bool:
         there = self.containers[service]
@@ -167,7 +182,10 @@ class World:
     def start(self, deployment: Deployment, container: FakeContainer) -> None:
         container.started, container.state = self.time, "running"
         if is_engine(container.service):
-            container.behaviour = self.behaviour(deployment.values())
+            container.behaviour = self.behaviour(deployment.values(model_of(container.service)))
+        else:  # it reads its configuration and its list of models when it starts, and only then
+            self.backends = deployment.values().get("GATEWAY_BACKENDS", "engine").split()
+            self.routes = dict(deployment.routes())
 
     def stop(self, container: FakeContainer) -> None:
         if container.state != "running":
@@ -226,6 +244,9 @@ class FakeDeployment(Deployment):
                     assert failure is not None
                     raise failure('Error response from daemon: Conflict. The container name "/fake-engine-1" is already in use by container "ab".')
                 assert not any(c.state == "created" for c in world.containers.values()), "Compose stumbles over what an interrupted run has left"
+                if "--remove-orphans" in arguments:
+                    for name in set(world.containers) - set(world.wanted(self)):
+                        world.stop(world.containers.pop(name))
                 names = [name for name in rest if not name.startswith("--")]
                 world.up(self, names, recreate=None if "--no-recreate" in rest else "--force-recreate" in rest)
             case ["stop", *services]:
@@ -273,17 +294,38 @@ class FakeDeployment(Deployment):
             match line.split():
                 case ["show", "stat", *_]:
                     said += "# pxname,svname,qcur,scur,status,\n"
-                    for number in range(1, 9):
-                        name = "engine" if number == 1 else f"engine-{number}"
-                        there = world.containers.get(name)
-                        status = "MAINT" if name in world.taken_out else "UP" if there and world.healthy(there) else "DOWN"
-                        said += f"engine,{name},0,{len(there.requests) if there else 0},{status},\n"
+                    for backend in world.backends:
+                        for name in (backend, *(f"{backend}-{number}" for number in range(2, 9))):
+                            there = world.containers.get(name)
+                            status = "MAINT" if name in world.taken_out else "UP" if there and world.healthy(there) else "DOWN"
+                            said += f"{backend},{name},0,{len(there.requests) if there else 0},{status},\n"
                 case ["set", "server", server, "state", state]:
-                    name = server.removeprefix("engine/")
+                    name = server.partition("/")[2]
                     (world.taken_out.discard if state == "ready" else world.taken_out.add)(name)
                 case other:
                     raise AssertionError(f"no such admin command: {other}")
         return 0, said
+
+    def feed(self, container: Container, text: str, *argv: str) -> str | None:
+        said = []
+        for command in json.loads(text):
+            first, *lines = command.splitlines()
+            match first.split():
+                case ["show", "map", _]:
+                    said.append("".join(f"0x1 {name} {to}\n" for name, to in self.world.routes.items()))
+                case ["prepare", "map", _]:
+                    said.append("New version created: 1\n")
+                case ["add", "map", *_]:
+                    self.world.routes = dict(line.split(" ", 1) for line in lines)
+                    said.append("\n")
+                case ["commit", "map", *_]:
+                    said.append("\n")
+                case other:
+                    raise AssertionError(f"no such admin command: {other}")
+        return json.dumps(said)
+
+    def rendered(self, service: str) -> Mapping[str, Any]:
+        return {service: {}}
 
     def image_id(self, name: str) -> str:
         return name if name in self.world.images.values() else self.world.images.get(name, "")

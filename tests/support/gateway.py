@@ -18,7 +18,7 @@ CONFIG = "/usr/local/etc/haproxy/haproxy.cfg"
 KEY = "sk-canary-4f1d0c"
 # As compose.yaml runs it; tests/contract/test_compose.py holds compose.yaml to that.
 HARDENED = ("--user", "2001:2001", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "64",
-            "--memory", "512m", "--tmpfs", "/run/haproxy:uid=2001,gid=2001,mode=0700,size=1m")
+            "--memory", "1g", "--tmpfs", "/run/haproxy:uid=2001,gid=2001,mode=0700,size=1m")
 
 
 def docker(*arguments: str, check: bool = True) -> str:
@@ -135,12 +135,12 @@ class Site:
     def upstream(self) -> str:
         return f"{self.name}-engine"
 
-    def start_engine(self, *options: str, faults: Sequence[str] = (), service: str = "engine") -> None:
-        """`service`: engine, or of a replica engine-2 …"""
+    def start_engine(self, *options: str, faults: Sequence[str] = (), service: str = "engine", model: str = "fake") -> None:
+        """`service`: engine, of a replica engine-2 …, of another model engine-b …"""
         self.containers.append(f"{self.name}-{service}")
         docker("run", "--detach", "--init", "--name", self.containers[-1], "--network", self.name, "--network-alias", service, "--no-healthcheck",
-               "--volume", f"{ROOT / 'tests' / 'fake_openai.py'}:/fake_openai.py:ro", "--entrypoint", "python3", *options, IMAGE,
-               "/fake_openai.py", "8000", *faults)
+               "--env", f"FAKE_MODEL={model}", "--volume", f"{ROOT / 'tests' / 'fake_openai.py'}:/fake_openai.py:ro", "--entrypoint", "python3",
+               *options, IMAGE, "/fake_openai.py", "8000", *faults)
 
     def stop_engine(self) -> None:
         docker("rm", "--force", self.upstream)
@@ -162,13 +162,15 @@ class Site:
 
     # --- the gateway
 
-    def open(self, *, keys: str | None = None, certificate: str | None = None, config: str | None = None,
+    def open(self, *, keys: str | None = None, certificate: str | None = None, models: str | None = None, config: str | None = None,
              environment: Mapping[str, str] | None = None, wait: bool = True) -> Door:
-        """Start a gateway: `keys` and `certificate` are the texts of its secret files, `config` replaces its configuration."""
+        """Start a gateway: `keys`, `certificate` and `models` are the texts of its secret files, `config` replaces its configuration."""
         name = f"{self.name}-{len(self.containers)}"
         self.containers.append(name)
-        settings = {"GATEWAY_AUTH": "" if keys is None else "on", "GATEWAY_TLS": "" if certificate is None else "on", **(environment or {})}
-        files = {"/run/secrets/gateway_api_keys": keys, "/run/secrets/gateway_tls": certificate, CONFIG: config}
+        settings = {"GATEWAY_AUTH": "" if keys is None else "on", "GATEWAY_TLS": "" if certificate is None else "on",
+                    "GATEWAY_MODELS": "" if models is None else "on", **(environment or {})}
+        files = {"/run/secrets/gateway_api_keys": keys, "/run/secrets/gateway_tls": certificate, "/run/secrets/gateway_models": models,
+                 CONFIG: config}
         options = [option for key, value in settings.items() for option in ("--env", f"{key}={value}")]
         for number, (target, text) in enumerate(files.items()):
             if text is not None:
@@ -190,7 +192,7 @@ READY = """
 import socket
 s = socket.socket(socket.AF_UNIX)
 s.connect("/run/haproxy/admin.sock")
-s.sendall(b"show servers state engine\\n")
+s.sendall(b"show servers state\\n")
 print("gateway ready", *("=".join((row[3], row[5])) for row in map(str.split, s.makefile().read().splitlines()[2:]) if row))
 """
 

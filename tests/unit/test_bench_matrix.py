@@ -13,6 +13,7 @@ from bundle.bench import matrix
 from bundle.bench.matrix import Cell, Matrix, Slo, Suite, Workload
 from bundle.config import catalogue, settings, verdicts
 from bundle.config.settings import Settings
+from support import verbs
 
 SHIPPED = matrix.load()
 NINE = {record.name: record for record in verdicts.load() if record.seed.startswith("ENV ")}
@@ -350,3 +351,11 @@ def test_the_cell_that_is_commented_out_would_be_right(tmp_path: Path, pristine:
     found = of(made.cells["quantization-int8"], pristine)
     assert found.errors == ()
     assert "--quantization" not in found.argv
+
+
+def test_the_list_of_what_can_be_measured_fits_a_terminal() -> None:
+    shown = verbs.call("bench", "--list")
+    assert max(map(len, shown.stdout.splitlines())) <= 100
+    known = matrix.load()
+    for kind, names in (("suite", known.suites), ("cell", known.cells), ("workload", known.workloads)):
+        assert [line.split()[1] for line in shown.stdout.splitlines() if line.startswith(f"{kind} ")] == list(names)

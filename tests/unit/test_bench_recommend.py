@@ -77,7 +77,7 @@ def test_without_two_that_gained_or_with_both_measured_already_there_is_nothing_
 
 def test_a_cell_that_left_requests_unanswered_is_not_recommended_however_fast() -> None:
     result = build(KV, SEQS)
-    result["cells"]["kv-fp8"]["metrics"]["chat"]["success"] = {"median": 0.75}
+    result["cells"]["kv-fp8"]["metrics"]["chat"]["success"] = {"median": 0.75, "low": 0.5, "high": 1.0, "values": [0.5, 1.0]}
     found = recommend.recommend(result)
     assert [one["cell"] for one in found["set"]] == ["seqs-512"]
     assert found["kept"][0]["why"] == "fp8 (cell kv-fp8): only 75.0 % of its requests were answered."
@@ -174,7 +174,7 @@ def test_apply_changes_lines_in_place_and_the_profile_loads(root: Path) -> None:
     assert lines.index("# Read by nothing; use nothing.") > at
     assert lines.index("#### Measured: what the profile did not have") < lines.index("ENGINE_ASYNC_SCHEDULING=false")
     assert lines.index("ENGINE_KV_CACHE_DTYPE=fp8") < at  # in its own place, too
-    changed = {"ENGINE_MAX_NUM_SEQS=256", "# ENGINE_KV_CACHE_DTYPE=fp8", "# CUDA_DEVICE_MAX_CONNECTIONS=32"}
+    changed = {"ENGINE_MAX_NUM_SEQS=auto", "# ENGINE_KV_CACHE_DTYPE=fp8", "# CUDA_DEVICE_MAX_CONNECTIONS=32"}
     assert [line for line in base if line not in lines] == [line for line in base if line in changed]
     assert max(map(len, lines)) <= 150
     loaded = settings.load("tuned", root=root, environ={})

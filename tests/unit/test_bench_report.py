@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bundle.bench import analysis, plots, report
+from bundle.bench.rundata import Result
 from support import benchruns
 from support.benchresults import SyntheticResult, build
 
@@ -60,7 +61,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(plots, name, lambda *_: "")
 
 
-def texts(result: dict[str, Any], folder: Path) -> tuple[str, str]:
+def texts(result: Result, folder: Path) -> tuple[str, str]:
     report.write(folder, result)
     return (folder / "report.md").read_text(), (folder / "report.html").read_text()
 
@@ -69,7 +70,7 @@ def answer(*cells: SyntheticResult, **changes: Any) -> str:
     return " ".join(report.answer(build(*cells, **changes)))
 
 
-CASES: dict[str, Callable[[], dict[str, Any]]] = {
+CASES: dict[str, Callable[[], Result]] = {
     "usual": lambda: build(KV, WRONG, FAILED, workloads=("chat",)), "only the control": lambda: build(workloads=("chat",)),
     "all failed": lambda: build(FAILED, control=NO_CONTROL), "no GPU": lambda: build(KV, gpu=False, workloads=("chat",)),
     "nothing known": lambda: build(KV, workloads=("chat",), provenance={}, model={}, ceilings={}, starts={}, comparisons=[])}
@@ -88,9 +89,11 @@ def test_the_page_is_whole_and_needs_nothing_else(case: str, tmp_path: Path) -> 
 
 
 def test_an_analysed_run_becomes_a_report(tmp_path: Path) -> None:
-    markdown, html = texts(analysis.analyse(benchruns.write(tmp_path / "synthetic-run")), tmp_path)
+    cells, chat = (benchruns.CONTROL, benchruns.FASTER, benchruns.WRONG, benchruns.FAILED), {"chat": benchruns.WORKLOADS["chat"]}
+    markdown, html = texts(analysis.analyse(benchruns.write(tmp_path / "synthetic-run", cells=cells, workloads=chat)), tmp_path)
     assert "`kv-fp8` is fastest on chat" in markdown
-    assert html.count("<svg ") == markdown.count("report.html has 4 plots here") * 4 + 2 * 3 + 2 + 2 + 1
+    plots_said = re.findall(r"report\.html has (\d+) plots? here", markdown)
+    assert html.count("<svg ") == sum(map(int, plots_said)) == 2 + 3 + 1 + 1 + 1 + 1
 
 
 def test_both_forms_say_the_same(no_plots: None, tmp_path: Path) -> None:
@@ -126,7 +129,7 @@ def test_the_call_that_repeats_a_run_has_its_options(no_plots: None, tmp_path: P
 
 def test_requests_that_failed_are_said_first() -> None:
     result = build(KV)
-    result["cells"]["kv-fp8"]["metrics"]["long-prompt"]["success"] = {"median": 0.995}
+    result["cells"]["kv-fp8"]["metrics"]["long-prompt"]["success"] = {"median": 0.995, "low": 0.99, "high": 1.0, "values": [0.99, 1.0]}
     assert "**Requests failed**: `kv-fp8` on long-prompt (99.5 % answered)." in " ".join(report.answer(result))
 
 
@@ -219,7 +222,7 @@ def test_the_pareto_front_holds_what_nothing_beats_in_both() -> None:
 def test_names_beside_points_do_not_cover_each_other() -> None:
     far = SyntheticResult(name="far", sets=("ENGINE_MAX_NUM_SEQS=1",), ratio=2, itl=2)
     crowd = [SyntheticResult(name=f"a-cell-{number:02}", sets=(f"ENGINE_MAX_NUM_SEQS={number}",), ratio=1 + number / 200, itl=1 + number / 300)
-             for number in range(12)]
+             for number in range(8)]
     svg = plots.throughput_against_latency(build(far, *crowd), "chat", "itl_ms_p99", "P99 ITL")
     boxes = []
     for style, x, y, name in re.findall(r'<text style="([^"]*)" x="([\d.]+)" y="([\d.]+)"[^>]*>(a-cell-\d+|control|far)<', svg):
@@ -230,6 +233,13 @@ def test_names_beside_points_do_not_cover_each_other() -> None:
     for at, (left, right, top, bottom) in enumerate(boxes):
         for other in boxes[:at]:
             assert right <= other[0] or other[1] <= left or bottom <= other[2] or other[3] <= top
+
+
+@pytest.mark.parametrize(("slowest", "said"), [(21.0, True), (19.0, False)])
+def test_an_axis_that_is_logarithmic_says_so(slowest: float, said: bool) -> None:
+    result = build()
+    result["cells"]["control"]["quantiles"]["chat"]["ttft_ms"] = [1.0] * 99 + [slowest] * 2
+    assert ("time to first token, ms (logarithmic scale)" in plots.distribution(result, "chat", "ttft_ms")) is said
 
 
 def test_text_stays_text_and_a_plot_comes_out_the_same_each_time() -> None:

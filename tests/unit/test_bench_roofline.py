@@ -6,12 +6,13 @@ import pytest
 
 from bundle.base.errors import ConfigurationError, PrerequisiteError
 from bundle.bench import roofline
+from bundle.bench.rundata import Ceilings, Sample, held_to
 from bundle.fit import estimation
 from bundle.machine.devices import GIB
 from support import benchruns, modelfolder
 
 QWEN3 = modelfolder.published("qwen3-8b")
-CEILINGS = {"device": "synthetic GPU", "copy_gb_s": 1000.0, "matmul_tflops": {"bf16": 200.0, "fp8": 400.0}}
+CEILINGS: Ceilings = {"device": "synthetic GPU", "copy_gb_s": 1000.0, "matmul_tflops": {"bf16": 200.0, "fp8": 400.0}}
 FP8 = {"ENGINE_QUANTIZATION": "fp8_per_tensor"}
 LAYERS = 36 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12_288)
 """Parameters of Qwen3-8B's matrices in its layers: queries and output, keys and values, MLP."""
@@ -22,10 +23,11 @@ def work(settings: dict[str, str], config: dict[str, Any] = QWEN3) -> roofline.W
     return roofline.work(config, settings, CEILINGS)
 
 
-def sample(**changes: Any) -> dict[str, Any]:
+def sample(**changes: Any) -> Sample:
     """100 requests of 1000 tokens with answers of 101, 50 at once."""
-    return {"requests": {"completed": 100}, "tokens": {"input": 100_000, "output": 10_100}, "seconds": 20.0,
-            "metrics": {"running_mean": 50.0}} | changes
+    return held_to(Sample, {
+        "requests": {"asked": 100, "completed": 100, "failed": 0, "errors": []}, "tokens": {"input": 100_000, "output": 10_100}, "seconds": 20.0,
+        "metrics": {"running_mean": 50.0}, "at": 0.0, "quantiles": {}, "series": {}, "workload": "", "repeat": 0, "seed": 0, "gpu": {}} | changes)
 
 
 def test_the_shape_of_qwen3_8b_comes_out_as_published() -> None:
@@ -81,7 +83,8 @@ def test_hits_of_the_prefix_cache_turn_the_bound_to_decode() -> None:
 
 
 def test_a_batch_so_large_that_its_products_take_longer_than_the_reading_is_limited_by_compute() -> None:
-    short = sample(requests={"completed": 4000}, tokens={"input": 4000, "output": 400_000}, metrics={"running_mean": 4000.0})
+    short = sample(requests={"asked": 4000, "completed": 4000, "failed": 0, "errors": []},
+                   tokens={"input": 4000, "output": 400_000}, metrics={"running_mean": 4000.0})
     found = roofline.distance(work({**FP8, "ENGINE_KV_CACHE_DTYPE": "fp8"}), [short])
     assert found is not None
     assert (found["bound"], found["limited_by"]) == ("decode", "compute")
@@ -97,7 +100,7 @@ def test_repeats_give_medians_and_a_load_without_answers_gives_nothing() -> None
     found = roofline.distance(work(FP8), [sample(seconds=seconds) for seconds in (10.0, 20.0, 90.0)])
     assert found is not None
     assert found["measured_s"] == 20.0
-    assert roofline.distance(work(FP8), [sample(requests={"completed": 0})]) is None
+    assert roofline.distance(work(FP8), [sample(requests={"asked": 4, "completed": 0, "failed": 4, "errors": []})]) is None
 
 
 def test_a_token_passes_few_experts_and_a_large_batch_reads_them_all() -> None:
@@ -139,7 +142,7 @@ def test_weights_of_few_bits_compute_in_sixteen_unless_the_gpu_has_their_product
 
 
 def test_the_cpu_engine_has_a_limit_too() -> None:
-    cpu = {"device": "cpu", "copy_gb_s": 20.0, "matmul_tflops": {"bf16": 0.4}}
+    cpu: Ceilings = {"device": "cpu", "copy_gb_s": 20.0, "matmul_tflops": {"bf16": 0.4}}
     cost = roofline.work(QWEN3, {"ENGINE_DTYPE": "bfloat16"}, cpu)
     assert cost.step_s(1, 0)[0] == pytest.approx(2 * (LAYERS + HEAD) / 20e9, rel=0.001)
 
@@ -150,7 +153,7 @@ def test_the_cpu_engine_has_a_limit_too() -> None:
     ({}, QWEN3, {}, "no measured bandwidth"),
     ({}, {}, CEILINGS, "config.json"),
 ])
-def test_what_cannot_be_computed_says_why(settings: dict[str, str], config: dict[str, Any], ceilings: dict[str, Any], reason: str) -> None:
+def test_what_cannot_be_computed_says_why(settings: dict[str, str], config: dict[str, Any], ceilings: Ceilings, reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason):
         roofline.work(config, settings, ceilings)
 

@@ -12,10 +12,12 @@ from bundle.base.errors import ConfigurationError
 from bundle.bench import gpusampler, runner
 from bundle.bench.agent import AgentError
 from bundle.bench.matrix import Cell, Slo, Suite, Workload
+from bundle.bench.rundata import Ceilings, LegData, Provenance
 from bundle.bench.runner import Job
 from bundle.bench.runtimes import StartFailed
 from bundle.config import settings
 from bundle.config.settings import Settings
+from bundle.machine.gpu import Gpu
 
 
 @dataclass(kw_only=True)
@@ -48,6 +50,7 @@ class FakeRuntime:
     """Starts nothing; `broken` are the cells that do not come up, `compiled` those whose model was compiled."""
 
     name: str = "fake"
+    cards: tuple[Gpu, ...] = (Gpu(index=3, name="fake", compute_capability=(12, 0), total_mib=1, free_mib=1),)
     broken: tuple[str, ...] = ()
     compiled: set[str] = field(default_factory=lambda: set("abcd"))
     happened: list[str] = field(default_factory=list)
@@ -73,10 +76,10 @@ class FakeRuntime:
                 outcomes.append(failed)
         return outcomes
 
-    def probe(self) -> dict[str, Any]:
+    def probe(self) -> Ceilings:
         return {"device": "fake", "copy_gb_s": 1.0, "matmul_tflops": {"bf16": 1.0}}
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
         return {"runtime": "fake"}
 
     def close(self) -> None:
@@ -123,6 +126,9 @@ class FakeAgent:
 class FakeSampler:
     """A GPU that draws 100 watts."""
 
+    def __init__(self, indices: Sequence[int]) -> None:
+        assert indices == [3]
+
     def __enter__(self) -> Self:
         return self
 
@@ -159,7 +165,7 @@ def together(suite_job: Job) -> Job:
                    part=1)
 
 
-def legs(folder: Path) -> list[dict[str, Any]]:
+def legs(folder: Path) -> list[LegData]:
     return runner.read_legs(folder)
 
 

@@ -1,15 +1,19 @@
 """The search for the most concurrent requests that an engine holds."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from bundle.bench import slo
+from bundle.bench.rundata import Held
 
 
-def engine(most: int) -> Callable[[int], dict[str, Any]]:
-    return lambda concurrency: {"held": concurrency <= most, "ttft_ms_p99": 10.0 * concurrency}
+def load(*, held: bool, ttft_ms: float = 0.0) -> Held:
+    return {"held": held, "ttft_ms_p99": ttft_ms, "itl_ms_p99": 1.0, "success": 1.0}
+
+
+def engine(most: int) -> Callable[[int], Held]:
+    return lambda concurrency: load(held=concurrency <= most, ttft_ms=10.0 * concurrency)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 31, 32, 33, 64, 100, 127, 300, 511])
@@ -27,7 +31,7 @@ def test_what_is_found_held_and_a_tenth_more_did_not(limit: int, start: int) -> 
 def test_every_step_is_kept_in_order_with_its_answer() -> None:
     found, steps = slo.search(engine(100), start=32, most=512)
     assert [(step["concurrency"], step["held"]) for step in steps] == [(32, True), (64, True), (128, False), (96, True), (112, False), (104, False)]
-    assert steps[0] == {"concurrency": 32, "held": True, "ttft_ms_p99": 320.0}
+    assert steps[0] == {"concurrency": 32, **load(held=True, ttft_ms=320.0)}
     assert found == 96
 
 
@@ -48,10 +52,7 @@ def test_nothing_above_the_most_is_tried_and_it_can_be_the_answer(start: int, tr
 
 
 def test_an_engine_that_fails_below_what_it_would_hold_gets_the_careful_answer() -> None:
-    def noisy(concurrency: int) -> dict[str, Any]:
-        return {"held": concurrency != 64}
-
-    found, steps = slo.search(noisy, start=32, most=512)
+    found, steps = slo.search(lambda concurrency: load(held=concurrency != 64), start=32, most=512)
     assert found < 64
     assert max(step["concurrency"] for step in steps) == 64
     assert found == max(step["concurrency"] for step in steps if step["held"])

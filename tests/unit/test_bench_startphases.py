@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bundle.bench import startphases
+from bundle.bench.rundata import StartTimes
 
 DATA = Path(__file__).parent / "data"
 Log = list[tuple[float, str]]
@@ -123,8 +124,8 @@ def test_an_engine_that_found_too_little_memory_tells_how_much() -> None:
 
 
 def test_a_start_that_compiled_is_cold_and_one_that_found_it_compiled_is_not() -> None:
-    def start(log: Log, *, cold: bool = False) -> dict[str, object]:
-        return {"cold": cold, "facts": startphases.facts(log)}
+    def start(log: Log, *, cold: bool = False) -> StartTimes:
+        return {"ok": True, "seconds": 1.0, "phases": [], "cold": cold, "facts": startphases.facts(log)}
 
     assert startphases.cold(start(cuda_log())), "a real first start"
     assert not startphases.cold(start([(0.0, line) for line in SYNTHETIC_GPU_032.splitlines()])), "it says that it loaded what was compiled"

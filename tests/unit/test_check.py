@@ -1,36 +1,36 @@
 """scripts/check.py as an operator and as a machine call it."""
 
+import contextlib
 import json
 import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from bundle import ROOT
 from bundle.config.settings import SELFTEST_MODEL
 from bundle.service import preview
-from support import modelfolder
+from support import modelfolder, verbs
 from support.bad_inputs import BAD
 
 NO_MODEL = ("--set", f"ENGINE_MODEL={SELFTEST_MODEL}")
 """Whether the first model lies in this bundle's store or not."""
 
 
-def check(*arguments: str, environ: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def check(*arguments: str, environ: dict[str, str] | None = None, cwd: Path = ROOT) -> CompletedProcess[str]:
     # No PATH to Docker and no daemon: `check` must not need one.
     env = {"PATH": "/nonexistent", "HOME": os.environ["HOME"], **(environ or {})}
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / "check.py"), *arguments], capture_output=True, text=True, check=False, timeout=60,
-                          env=env, cwd=cwd)
+    with contextlib.chdir(cwd):
+        return verbs.call("check", *arguments, env=env)
 
 
 def test_json_has_exactly_these_keys() -> None:
     done = check("--profile", "throughput", "--json", "--set", "ENGINE_GPU_MEMORY_UTILIZATION=0.99", *NO_MODEL)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert sorted(answer) == ["argv", "environment", "fit", "origin", "problems", "profile"]
+    assert sorted(answer) == ["argv", "environment", "fit", "origin", "problems", "profile", "resolved"]
     assert answer["fit"] is None
     assert answer["profile"] == "throughput"
     assert answer["argv"][:2] == ["vllm", "serve"]
@@ -74,9 +74,38 @@ def test_each_value_is_shown_with_its_origin_and_each_optimization_with_its_verd
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert "CUDA_TENSOR_CORES 1 --set" in lines
-    assert any(line.startswith("ENGINE_QUANTIZATION fp8_per_tensor env/throughput.env:") for line in lines)
+    assert any(line.startswith("ENGINE_QUANTIZATION auto env/throughput.env:") for line in lines)
     assert lines[lines.index("inert CUDA_TENSOR_CORES=1") + 1].endswith("Use VLLM_FLOAT32_MATMUL_PRECISION=high")
     assert "neutral CUDA_CACHE_MAXSIZE=2147483648" in lines
+
+
+def test_what_auto_becomes_is_one_line_with_its_reason_and_stands_in_the_flattened_file(tmp_path: Path) -> None:
+    folder = modelfolder.folder(tmp_path / "m", modelfolder.published("qwen3-8b"))
+    arguments = ("--profile", "throughput", "--gpu", "rtx-5090", "--set", f"MODEL_DIR={folder}")
+    shown = check(*arguments)
+    assert shown.returncode == 0, shown.stderr
+    assert "ENGINE_QUANTIZATION=auto: fp8_per_tensor: 16-bit weights, and rtx-5090 (12.0) computes in 8-bit floating point\n" in shown.stdout
+    [line] = [line for line in shown.stdout.splitlines() if line.startswith("ENGINE_MAX_NUM_SEQS=auto: ")]
+    number = line.removeprefix("ENGINE_MAX_NUM_SEQS=auto: ").partition(":")[0]
+    assert " requests of 768 tokens (HOST_REQUEST_TOKENS)" in line
+    assert f"requests at once (auto): {line.removeprefix(f'ENGINE_MAX_NUM_SEQS=auto: {number}: ')}: {number}\n" in shown.stdout, "fit's arithmetic"
+    answer = json.loads(check(*arguments, "--json").stdout)
+    assert answer["resolved"]["ENGINE_MAX_NUM_SEQS"]["value"] == number
+    assert "auto" not in answer["argv"]
+    flat = tmp_path / "flat.env"
+    assert check(*arguments, "--flatten", str(flat)).stderr == f"written: {flat}\n"
+    text = flat.read_text()
+    assert f"\nENGINE_MAX_NUM_SEQS={number}\n" in text
+    assert "\nENGINE_QUANTIZATION=fp8_per_tensor\n" in text
+
+
+def test_where_no_gpu_is_known_the_flattened_file_keeps_auto_and_it_is_said_who_resolves_it(tmp_path: Path) -> None:
+    flat = tmp_path / "flat.env"
+    done = check("--profile", "throughput", "--flatten", str(flat), *NO_MODEL)
+    assert done.returncode == 0, done.stderr
+    assert "ENGINE_MAX_NUM_SEQS=auto stays in it: `make up` on the host that runs it puts a number there" in done.stderr
+    assert {"ENGINE_MAX_NUM_SEQS=auto", "ENGINE_QUANTIZATION=auto"} <= set(flat.read_text().splitlines())
+    assert "ENGINE_MAX_NUM_SEQS=auto: as many as the KV cache holds, by the host" in check("--profile", "throughput", *NO_MODEL).stdout
 
 
 def test_warnings_do_not_stop_it() -> None:

@@ -1,6 +1,7 @@
 """How every verb fails, and what none of them shows."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,3 +70,10 @@ def test_makes_set_may_hold_blanks_quotes_and_braces(given: str, expected: list[
     parser = cli.parser("")
     cli.add_sets(parser, "")
     assert parser.parse_args(made).sets == expected
+
+
+def test_what_to_do_is_said_in_one_form() -> None:
+    """`make verb`, which README begins with; a script is named only by its own usage, and by what repeats a run exactly."""
+    mixed = [f"{path.relative_to(ROOT)}:{number}" for path in (ROOT / "scripts").rglob("*.py")
+             for number, line in enumerate(path.read_text().splitlines(), start=1) if re.search(r"`python3? scripts/|fix=.*python3? ", line)]
+    assert mixed == ["scripts/bundle/venv.py:3"]

@@ -45,13 +45,17 @@ def test_a_list_shows_names_and_no_key(file: Path) -> None:
     file.write_text(f"{ALICE}sk-canary-unnamed-4711\nsk-canary-scraper-4711 prometheus metrics-only\n")
     shown = keys(file)
     assert (shown[0], "canary" in shown[1]) == (0, False)
-    assert json.loads(keys(file, "--json")[1])["keys"] == [{"name": "alice", "metrics_only": False}, {"name": "", "metrics_only": False},
-                                                           {"name": "prometheus", "metrics_only": True}]
+    assert json.loads(keys(file, "--json")[1])["keys"] == [
+        {"name": "alice", "metrics_only": False, "class": None}, {"name": "", "metrics_only": False, "class": None},
+        {"name": "prometheus", "metrics_only": True, "class": None}]
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (["--add", "alice"], "there is a key of the name alice already"),
     (["--add", "a b"], "'a b' is no name"),
+    (["--add", "bob", "--class", "urgent"], "invalid choice: 'urgent'"),
+    (["--class", "batch"], "--class goes with --add"),
+    (["--add", "bob", "--class", "batch", "--metrics-only"], "--class goes with --add, and not with --metrics-only"),
     (["--add", ""], "'' is no name"),
     (["--add", "x\ny"], "is no name"),
     (["--add", "metrics-only"], "metrics-only is no name"),
@@ -83,3 +87,13 @@ def test_a_broken_file_is_named_with_its_line_and_no_key(file: Path) -> None:
 def test_the_gateway_refuses_keys_as_short_as_the_check_does() -> None:
     gateway = (Path(__file__).parents[2] / "docker" / "gateway" / "haproxy.cfg").read_text()
     assert gateway.count(f"length ge {apikeys.SHORTEST} }}") == 2
+
+
+def test_a_key_has_a_class_that_is_said_to_do_nothing_where_no_model_goes_by_it(file: Path) -> None:
+    code, out, err = keys(file, "--add", "nightly", "--class", "batch")
+    assert (code, file.read_text()) == (0, f"{out.strip()} nightly batch\n")
+    assert "the class has no effect yet: no model has ENGINE_SCHEDULING_POLICY=priority" in err
+    assert json.loads(keys(file, "--json")[1])["keys"] == [{"name": "nightly", "metrics_only": False, "class": "batch"}]
+    assert "no effect" not in keys(file, "--set", "ENGINE_SCHEDULING_POLICY=priority", "--add", "day", "--class", "interactive")[2]
+    file.write_text("sk-canary-alice-4711 alice urgent\n")
+    assert "then at most one of metrics-only, interactive, batch" in keys(file)[2]

@@ -125,4 +125,5 @@ def test_the_images_defaults_are_those_of_the_env_files() -> None:
 
 def test_engines_follow_the_replicas() -> None:
     assert engines("") == ["engine"]
+    assert engines("monitoring", "engine engine-b") == ["engine", "engine-b"]
     assert engines("replica-2,replica-3,monitoring") == ["engine", "engine-2", "engine-3"]

@@ -1,24 +1,22 @@
 """The verdict: what starts on which GPU, the nearest change that lets it start, and the estimate beside an engine's log."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 
-from bundle import ROOT
 from bundle.base.errors import ConfigurationError, PrerequisiteError
 from bundle.config import settings
-from bundle.fit import estimation, modelshape, overhead, remedies
+from bundle.fit import assessment, estimation, modelshape, overhead, remedies
 from bundle.fit.estimation import Estimate
 from bundle.fit.request import Request, requested
 from bundle.machine import devices
 from bundle.machine.devices import GIB, find
-from support import modelfolder
+from support import modelfolder, verbs
 from support.fakehost import FakeHost
 
 
@@ -36,11 +34,14 @@ CPU = ("IMAGE_TARGET=cpu", "VLLM_CPU_KVCACHE_SPACE=1", "HOST_ENGINE_MEMORY=8g", 
 
 def on(folder: Path, *sets: str, profile: str = "throughput", gpu: str = "rtx-5090") -> Estimate:
     """The estimate with single values over a plain deployment."""
-    return estimation.estimate_deployment(settings.load(profile, sets=[*(CPU if profile == "cpu" else CUDA), *sets]), folder, gpu=gpu)
+    chosen = settings.load(profile, sets=[*(CPU if profile == "cpu" else CUDA), *sets])
+    found = assessment.estimated(chosen, folder, estimation.device_of(chosen, gpu)).estimate
+    assert found
+    return found
 
 
-def script(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(ROOT / "scripts" / "fit.py"), *arguments], capture_output=True, text=True, check=False, timeout=60)
+def script(*arguments: str) -> CompletedProcess[str]:
+    return verbs.call("fit", *arguments)
 
 
 # The verdict
@@ -109,7 +110,18 @@ def test_a_wrong_value_that_has_nothing_to_do_with_memory_does_not_stop_fit(qwen
 
 
 def test_what_takes_memory_and_is_not_in_the_sum_is_said(qwen3: Path) -> None:
-    assert on(qwen3, "ENGINE_ENABLE_LORA=true").notes == ("not counted: LoRA adapters",)
+    guessing = 'ENGINE_SPECULATIVE_CONFIG={"method": "eagle3", "model": "/model/draft", "num_speculative_tokens": 3}'
+    assert on(qwen3, guessing).notes == ("not counted: the draft of ENGINE_SPECULATIVE_CONFIG",)
+
+
+def test_guesses_from_the_prompt_take_no_memory(qwen3: Path) -> None:
+    assert on(qwen3, 'ENGINE_SPECULATIVE_CONFIG={"method": "ngram", "num_speculative_tokens": 3}').notes == ()
+
+
+def test_adapters_take_two_narrow_matrices_beside_each_linear_layer(qwen3: Path) -> None:
+    plain, with_lora = on(qwen3), on(qwen3, "ENGINE_ENABLE_LORA=true", "ENGINE_MAX_LORAS=4", "ENGINE_MAX_LORA_RANK=32")
+    sides = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12_288)  # q and o, k and v, and the MLP's three
+    assert with_lora.overhead["4 LoRA adapters of rank 32"] == with_lora.overhead_bytes - plain.overhead_bytes == 36 * sides * 32 * 4 * 2
 
 
 def test_the_arithmetic_holds_every_number_of_the_answer(qwen3: Path) -> None:
@@ -234,8 +246,9 @@ def test_larger_steps_leave_less_for_the_cache_and_eager_more(qwen3: Path) -> No
 
 
 def test_a_measured_overhead_replaces_the_estimate(qwen3: Path) -> None:
-    chosen = settings.load("throughput")
-    assert estimation.estimate_deployment(chosen, qwen3, gpu="rtx-5090", measured_overhead=GIB).overhead == {"measured": GIB}
+    found = assessment.estimated(settings.load("throughput"), qwen3, find("rtx-5090"), measured_overhead=GIB).estimate
+    assert found
+    assert found.overhead == {"measured": GIB}
 
 
 def test_seqs_and_steps_that_are_not_set_are_the_gpus_own_defaults() -> None:

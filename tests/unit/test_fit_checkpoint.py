@@ -208,12 +208,18 @@ def test_a_method_that_the_engine_refuses_for_the_checkpoint_is_an_error_with_it
     assert (f"--set: ENGINE_QUANTIZATION: the checkpoint in {folder} is quantized already ({method})" in done.stderr) == refused
 
 
-def test_a_profile_that_quantizes_is_refused_for_a_quantized_checkpoint(tmp_path: Path) -> None:
+def test_a_quantized_checkpoint_is_taken_as_it_is_by_auto_and_a_line_that_quantizes_it_is_refused_with_the_fix(tmp_path: Path) -> None:
     folder = modelfolder.folder(tmp_path / "m", CONFIG | {"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}})
-    done = verbs.call("check", "--profile", "throughput", "--set", f"MODEL_DIR={folder}")
+    (tmp_path / "mine.env").write_text("# mine\nENGINE_QUANTIZATION=fp8_per_tensor\n")
+    call = ("check", "--profile", "throughput", "--set", f"MODEL_DIR={folder}")
+    taken = verbs.call(*call)
+    assert taken.returncode == 0, taken.stderr
+    assert "ENGINE_QUANTIZATION=auto: not set: the checkpoint brings its own method (awq)\n" in taken.stdout
+    assert "--quantization" not in taken.stdout
+    done = verbs.call(*call, "--env-file", str(tmp_path / "mine.env"))
     assert done.returncode == 2
-    assert "env/throughput.env:" in done.stderr
-    assert "ENGINE_QUANTIZATION= (empty)" in done.stderr
+    assert f"{tmp_path}/mine.env:2: ENGINE_QUANTIZATION: the checkpoint in {folder} is quantized already (awq)" in done.stderr
+    assert "Set ENGINE_QUANTIZATION=auto" in done.stderr
 
 
 def test_modelopts_own_file_says_quantization_and_kv_cache(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Building images, without Docker: what a build takes from the host, when it is due, and what is shown of it."""
 
 import hashlib
+import os
 import re
 import shlex
 from pathlib import Path
@@ -206,7 +207,7 @@ def test_without_a_choice_what_is_there_comes_before_what_can_be_pulled(registry
 
 
 def test_where_none_can_be_pulled_one_is_made(registry: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baseimage, "_make", lambda *arguments: registry.made.append(arguments))
+    monkeypatch.setattr(baseimage, "_bootstrap", lambda *arguments: registry.made.append(arguments))
     assert baseimage.ensure(cpu()) == baseimage.OWN
     assert registry.made == [(False, Path("/"), "debian:bookworm-slim cannot be pulled (no such host)")]
     assert baseimage.ensure(cpu(f"BASE_IMAGE={baseimage.OWN}", "HOST_SETUP=never")) == baseimage.OWN
@@ -228,7 +229,7 @@ def apt_root(tmp_path: Path, release: str, sources: str) -> Path:
 ])
 def test_without_a_debian_mirror_no_base_is_made(tmp_path: Path, release: str, sources: str) -> None:
     with pytest.raises(PrerequisiteError, match="no Debian mirror"):
-        baseimage._make(False, apt_root(tmp_path, release, sources), "none can be pulled")
+        baseimage._bootstrap(False, apt_root(tmp_path, release, sources), "none can be pulled")
 
 
 def test_the_base_is_made_from_the_mirror_in_use_and_without_manuals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +251,7 @@ def test_the_base_is_made_from_the_mirror_in_use_and_without_manuals(tmp_path: P
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/sbin/{name}")
     monkeypatch.setattr("bundle.base.shell.run", run)
-    baseimage._make(True, root, "none can be pulled")
+    baseimage._bootstrap(True, root, "none can be pulled")
     assert ran[0][-3] == "bookworm"
     assert ran[0][-1] == "http://mirror.example/debian"
     assert ran[-1][-1] == baseimage.OWN
@@ -258,12 +259,31 @@ def test_the_base_is_made_from_the_mirror_in_use_and_without_manuals(tmp_path: P
     assert "path-exclude /usr/share/man/*" in kept["etc/dpkg/dpkg.cfg.d/vllm-bundle"]
 
 
+@pytest.mark.parametrize(("said", "message", "fix"), [
+    ("E: Cannot install into target '/tmp/base-image-x/root' mounted with noexec or nodev", "it is mounted noexec or nodev", "TMPDIR=/var/tmp"),
+    ("E: Failed getting release file http://mirror.example/dists/bookworm/Release", "Failed getting release file", "is the mirror reachable"),
+])
+def test_what_keeps_debootstrap_from_its_work_is_told_apart(said: str, message: str, fix: str, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    root = apt_root(tmp_path, "ID=debian\nVERSION_CODENAME=bookworm\n", "deb http://mirror.example/debian bookworm main\n")
+    stub = tmp_path / "bin" / "debootstrap"
+    stub.parent.mkdir()
+    stub.write_text(f"#!/bin/sh\necho \"{said}\" >&2\nexit 1\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stub.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    with pytest.raises(PrerequisiteError, match=message) as refused:
+        baseimage._bootstrap(True, root, "none can be pulled")
+    assert fix in refused.value.fix
+    assert ("mirror" in refused.value.fix) is ("release file" in said)
+
+
 def test_debootstrap_is_not_installed_where_the_host_may_not_be_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = apt_root(tmp_path, "ID=debian\nVERSION_CODENAME=bookworm\n", "deb http://mirror.example/debian bookworm main\n")
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("shutil.which", lambda _: None)
     with pytest.raises(PrerequisiteError, match="HOST_SETUP=never forbids") as refused:
-        baseimage._make(True, root, "none can be pulled")
+        baseimage._bootstrap(True, root, "none can be pulled")
     assert "apt-get" in refused.value.fix
     assert "debootstrap" in refused.value.fix
 
@@ -272,7 +292,7 @@ def test_making_a_base_takes_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     root = apt_root(tmp_path, "ID=debian\nVERSION_CODENAME=bookworm\n", "deb http://mirror.example/debian bookworm main\n")
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     with pytest.raises(PrerequisiteError, match="takes root"):
-        baseimage._make(False, root, "none can be pulled")
+        baseimage._bootstrap(False, root, "none can be pulled")
 
 
 # --- when a build is due

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,9 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def serving(world: World, **values: str) -> World:
+def serving(world: World, *, beside: Mapping[str, str] | None = None, **values: str) -> World:
     """A deployment that answers, with clients that ask it all the time."""
-    lifecycle.apply(world.deployment(), world.env(**values))
+    lifecycle.apply(world.deployment(), world.env(beside=beside, **values))
     world.clients.seconds = 3
     world.passes(10)
     return world
@@ -388,3 +389,80 @@ def test_status_tells_of_an_engine_that_gets_no_requests(world: World) -> None:
     assert rows["engine"]["reason"] == ""
     assert "taken out at the gateway" in rows["engine-2"]["reason"]
     assert status.base_url(world.deployment()) == "http://127.0.0.1:8005/v1"
+
+
+# --- several models
+
+def test_up_starts_each_model_after_the_other_and_the_gateway_knows_of_both(world: World) -> None:
+    lifecycle.apply(world.deployment(), world.env(beside={"HOST_REPLICAS": "2"}))
+    assert set(world.containers) == {"gateway", "engine", "engine-b", "engine-b-2"}
+    assert (world.backends, world.routes) == (["engine", "engine-b"], {"m": "engine", "second": "engine-b"})
+    assert world.containers["engine-b"].started >= world.containers["engine"].started + 30, "it starts when the first is ready"
+    assert world.deployment().models == ("m", "second")
+
+
+def test_a_model_that_is_added_or_taken_away_interrupts_no_other(world: World) -> None:
+    serving(world)
+    first = world.containers["engine"].id
+    lifecycle.apply(world.deployment(), world.env(beside={}))
+    assert world.routes == {"m": "engine", "second": "engine-b"}
+    world.passes(10)
+    lifecycle.apply(world.deployment(), world.env())
+    assert set(world.containers) == {"gateway", "engine"}
+    assert (world.backends, world.routes) == (["engine"], {"m": "engine"})
+    assert world.containers["engine"].id == first
+    assert settled(world).clients.lost == 0
+    assert not list(world.folder.glob("fake.b.*"))
+
+
+def test_a_change_of_one_model_leaves_the_other_alone(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    serving(world, beside={})
+    before = {name: each.id for name, each in world.containers.items()}
+    lifecycle.apply(world.deployment(), world.env(beside={"ENGINE_MAX_NUM_SEQS": "4"}))
+    after = {name: each.id for name, each in world.containers.items()}
+    assert {name for name in before if before[name] != after[name]} == {"engine-b"}
+    assert "the only engine of engine-b is replaced" in capsys.readouterr().err
+    assert settled(world).clients.refused == 0
+
+
+def test_a_model_that_is_renamed_is_known_by_its_new_name_without_a_new_gateway(world: World) -> None:
+    serving(world, beside={})
+    gateway = world.containers["gateway"].id
+    lifecycle.apply(world.deployment(), world.env(beside={"ENGINE_SERVED_MODEL_NAME": "other"}))
+    assert world.routes == {"m": "engine", "other": "engine-b"}
+    assert world.containers["gateway"].id == gateway
+
+
+def test_an_added_model_that_does_not_start_is_taken_back_with_its_route(world: World) -> None:
+    serving(world)
+    world.behaviour = lambda values: CRASHES if values.get("ENGINE_MAX_MODEL_LEN") == "999999" else Behaviour()
+    with pytest.raises(RolledBackError):
+        lifecycle.apply(world.deployment(), world.env(beside={"ENGINE_MAX_MODEL_LEN": "999999"}))
+    assert set(world.containers) == {"gateway", "engine"}
+    assert world.routes == {"m": "engine"}
+    assert settled(world).clients.lost == 0
+
+
+def test_rollback_brings_a_second_model_back(world: World) -> None:
+    serving(world, beside={})
+    lifecycle.apply(world.deployment(), world.env())
+    lifecycle.rollback(world.deployment())
+    assert set(world.containers) == {"gateway", "engine", "engine-b"}
+    assert world.routes == {"m": "engine", "second": "engine-b"}
+
+
+def test_a_restart_takes_every_engine_of_every_model_and_down_leaves_nothing(world: World) -> None:
+    serving(world, beside={}, HOST_REPLICAS="2")
+    started = {name: each.started for name, each in world.containers.items() if name != "gateway"}
+    lifecycle.restart(world.deployment())
+    assert all(world.containers[name].started > before for name, before in started.items())
+    lifecycle.down(world.deployment(), volumes=False)
+    assert world.containers == {}
+    assert {path.name for path in world.folder.iterdir()} <= {"fake.lock"}
+    assert settled(world).clients.lost == 0
+
+
+def test_waits_last_as_long_as_the_slowest_model_may_take(world: World) -> None:
+    world.behaviour = lambda values: Behaviour(ready_s=900 if values.get("HOST_READY_TIMEOUT_S") == "1800" else 30)
+    lifecycle.apply(world.deployment(), world.env(beside={"HOST_READY_TIMEOUT_S": "1800"}))
+    assert world.deployment().number("HOST_READY_TIMEOUT_S") == 1800

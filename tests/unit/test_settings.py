@@ -111,7 +111,7 @@ def test_flags_follow_the_model_in_the_order_of_the_files(root: Path) -> None:
     found = load(root, "cpu", "ENGINE_MODEL=/m", "ENGINE_STREAM_INTERVAL=2", "ENGINE_SEED=7")
     flags = [word for word in found.argv if word.startswith("--")]
     assert found.argv[:3] == ("vllm", "serve", "/m")
-    assert flags == ["--host", "--port", "--shutdown-timeout", "--middleware", "--disable-uvicorn-access-log", "--seed",
+    assert flags == ["--quantization", "--host", "--port", "--shutdown-timeout", "--middleware", "--disable-uvicorn-access-log", "--seed",
                      "--enforce-eager", "--dtype", "--max-model-len",
                      "--max-num-seqs", "--max-num-batched-tokens", "--gpu-memory-utilization", "--stream-interval", "--served-model-name"]
     assert found.argv[found.argv.index("--seed") + 1] == "7"
@@ -195,8 +195,8 @@ def test_without_a_profile_the_hardware_decides_and_the_choice_is_said(visible: 
 
 @pytest.mark.parametrize("profile", profiles.names())
 def test_a_flattened_file_stands_alone_and_means_the_same(profile: str, root: Path) -> None:
-    sets = ("ENGINE_SERVED_MODEL_NAME=a 'b c'", "MODEL_DIR=models/m", "ENGINE_MAX_NUM_SEQS=", "GATEWAY_PORT=0", "HF_HOME=/cache/it's",
-            'ENGINE_HF_OVERRIDES={"a": "$x # y"}')
+    sets = ("ENGINE_SERVED_MODEL_NAME=a 'b c'", "MODEL_DIR=models/m", "ENGINE_MODEL=", "ENGINE_MAX_NUM_SEQS=", "GATEWAY_PORT=0",
+            "HF_HOME=/cache/it's", 'ENGINE_HF_OVERRIDES={"a": "$x # y"}')
     first = load(root, profile, *sets)
     first.require()
     elsewhere = root / "elsewhere"

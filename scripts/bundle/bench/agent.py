@@ -8,12 +8,18 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, TypedDict
 
 from bundle.base.errors import BundleError
+from bundle.bench import rundata
+from bundle.bench.rundata import Answer, Data, ModelData
 
 TAIL_LINES = 20
 CLOSE_S = 10.0
+
+
+class _Outputs(TypedDict):
+    texts: list[str]
 
 
 class AgentError(BundleError):
@@ -56,23 +62,22 @@ class Agent:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
-    def load(self, options: Mapping[str, str], *, base_url: str, model: str, served_model_name: str, limit_s: float) -> dict[str, Any]:
-        """Run one load to its end and return what was measured; benchagent.py says what that is.
+    def load(self, options: Mapping[str, str], *, base_url: str, model: str, served_model_name: str, limit_s: float) -> Answer:
+        """Run one load to its end and return what was measured.
 
         `options` are those of `vllm bench serve` without the dashes; `model` is the path that the engine loaded, for its tokenizer.
         """
-        return self._ask({"do": "load", "options": dict(options), "base_url": base_url, "model": model, "served_model_name": served_model_name},
-                         f"the load {' '.join(f'{name}={value}' for name, value in options.items())}", limit_s)
+        request = {"options": dict(options), "base_url": base_url, "model": model, "served_model_name": served_model_name}
+        return self._ask(Answer, "load", request, f"the load {' '.join(f'{name}={value}' for name, value in options.items())}", limit_s)
 
     def outputs(self, prompts: Sequence[str], *, base_url: str, served_model_name: str, max_tokens: int = 32, limit_s: float) -> list[str]:
         """What the engine writes for each prompt at temperature 0, one after the other."""
-        found = self._ask({"do": "outputs", "base_url": base_url, "served_model_name": served_model_name, "prompts": list(prompts),
-                           "max_tokens": max_tokens}, f"{len(prompts)} outputs", limit_s)
-        return [str(text) for text in found["texts"]]
+        request = {"base_url": base_url, "served_model_name": served_model_name, "prompts": list(prompts), "max_tokens": max_tokens}
+        return self._ask(_Outputs, "outputs", request, f"{len(prompts)} outputs", limit_s)["texts"]
 
-    def model(self, path: str, *, limit_s: float = 60.0) -> dict[str, Any]:
+    def model(self, path: str, *, limit_s: float = 60.0) -> ModelData:
         """`config` (config.json as it is) and `weights_bytes` of the model at `path`, as the engine sees it."""
-        return self._ask({"do": "model", "path": path}, f"the model {path}", limit_s)
+        return self._ask(ModelData, "model", {"path": path}, f"the model {path}", limit_s)
 
     def alive(self) -> bool:
         """Whether it can be asked for anything."""
@@ -92,20 +97,22 @@ class Agent:
 
     # --- below
 
-    def _ask(self, request: Mapping[str, Any], what: str, limit_s: float) -> dict[str, Any]:
+    def _ask(self, kind: type[Data], verb: str, request: Mapping[str, object], what: str, limit_s: float) -> Data:
         if self._ended:
             raise AgentError(f"the load generator was asked for {what}, but {self._ended}")
         assert self._child.stdin is not None  # noqa: S101
         with contextlib.suppress(OSError):  # it is dead: the missing answer says so, and why
-            self._child.stdin.write(json.dumps(request).encode() + b"\n")
+            self._child.stdin.write(json.dumps({"do": verb, **request}).encode() + b"\n")
             self._child.stdin.flush()
         answer = self._answer(what, limit_s)
         if "error" in answer:
             raise AgentError(f"the load generator, asked for {what}: {answer['error']}")
-        found: dict[str, Any] = answer["ok"]
-        return found
+        try:
+            return rundata.held_to(kind, answer["ok"])
+        except ValueError as error:
+            raise AgentError(f"the load generator, asked for {what}, answers what is none: {error}") from error
 
-    def _answer(self, what: str, limit_s: float) -> dict[str, Any]:
+    def _answer(self, what: str, limit_s: float) -> dict[str, object]:
         """The next line that it prints. Raises AgentError, and leaves no agent behind, when it prints none in time or one that is no answer."""
         try:
             line = self._lines.get(timeout=limit_s)
@@ -116,7 +123,7 @@ class Agent:
             code = self._wait_for_code()
             raise self._failure(f"the load generator ended during {what} ({f'signal {-code}' if code < 0 else f'exit code {code}'})")
         try:
-            answer: dict[str, Any] = json.loads(line)
+            answer: dict[str, object] = json.loads(line)
             if not answer.keys() & {"ok", "error", "ready"}:
                 raise ValueError
         except (ValueError, AttributeError) as error:

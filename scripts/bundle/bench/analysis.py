@@ -1,65 +1,70 @@
 """What a run has found: its legs → result.json, with medians, verdicts against the control, the check of outputs and the distance from the limit."""
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from bundle.base import files
-from bundle.base.errors import BundleError, ConfigurationError
-from bundle.bench import recommend, roofline, startphases, statistics
+from bundle.base.errors import BundleError
+from bundle.bench import recommend, roofline, runner, startphases, statistics
 from bundle.bench.matrix import TOGETHER
+from bundle.bench.rundata import (
+    NOT_MEASURED,
+    RESULT,
+    RUN,
+    CellResult,
+    ColdAndWarm,
+    Distance,
+    Found,
+    LegData,
+    Memory,
+    Recommended,
+    Result,
+    Row,
+    Run,
+    SameAnswers,
+    Sample,
+    Searches,
+    Series,
+    Start,
+    TypicalStart,
+)
 
-RUN, RESULT = "run.json", "result.json"
 INTERRUPTED = "interrupted"
 """The error of a leg that nobody let finish: no fault of its cell."""
 
-MAIN_METRIC = "output_tokens_per_s"
 HIGHER_IS_BETTER = {"output_tokens_per_s": True, "total_tokens_per_s": True, "ttft_ms_p50": False, "ttft_ms_p99": False, "itl_ms_p50": False,
                     "itl_ms_p99": False, "e2e_ms_p99": False, "tokens_per_joule": True}
 """The metrics that are compared."""
 WRONG = "wrong output"
 
-Leg = Mapping[str, Any]
-Sample = Mapping[str, Any]
 Load = tuple[int, Sample]
 
 
-def analyse(run_dir: Path) -> dict[str, Any]:
+def analyse(run_dir: Path) -> Recommended:
     """The result of the run in `run_dir`, which is written there as result.json too. A run that is not complete gives what there is.
 
     Raises ConfigurationError when there is no run, or one of its files is damaged.
     """
-    run, legs = _read(run_dir / RUN), [_read(path) for path in sorted((run_dir / "legs").glob("*.json"))]
-    cells = {name: _Cell(run=run, name=name, legs=_of(legs, name)) for name in run["cells"]}
+    run, legs = runner.read(Run, run_dir / RUN), runner.read_legs(run_dir)
+    cells = {name: _Cell(run=run, name=name, legs=_legs_of(legs, name)) for name in run["cells"]}
     control = cells[run["control"]]
-    result: dict[str, Any] = {
+    found: dict[str, CellResult] = {
+        name: {**run["cells"][name], **cell.found(), "output_check": _same_answers(cell, control)} for name, cell in cells.items()}
+    wrong = [name for name, cell in found.items() if cell["output_check"]["verdict"] == "different"]
+    found_all: Result = {
         **run, "finished": max((sample["at"] + sample["seconds"] for leg in legs for sample in leg["samples"]), default=run["started"]),
-        "complete": all(cell.complete for cell in cells.values()),
-        "cells": {name: {**run["cells"][name], **cell.found(), "output_check": _output_check(cell, control)} for name, cell in cells.items()},
-        "starts": _cold_and_warm(control)}
-    wrong = [name for name, cell in result["cells"].items() if cell["output_check"]["verdict"] == "different"]
-    result["comparisons"] = list(_compared(cells, control, wrong))
-    result["recommendation"] = recommend.recommend(result)
+        "complete": all(cell.complete for cell in cells.values()), "cells": found, "starts": _cold_and_warm(control),
+        "comparisons": list(_compared(cells, control, wrong))}
+    result: Recommended = {**found_all, "recommendation": recommend.recommend(found_all)}
     files.write_whole(run_dir / RESULT, json.dumps(result, indent=1) + "\n")
     return result
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"{path.parent}: no {path.name} in it", fix="give the folder of a run: make bench made it below reports/") from error
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{path}: cannot be read ({error})", fix="delete it and run make bench with the same RUN again: it is measured anew"
-                                 if path.name != RUN else "delete the folder and begin a new run") from error
-    return value
-
-
-def _of(legs: Sequence[Leg], name: str) -> list[Leg]:
+def _legs_of(legs: Sequence[LegData], name: str) -> list[LegData]:
     """The legs of the cell `name`, without those that broke off and were measured again."""
     own = [leg for leg in legs if leg["cell"] == name]
     whole = {leg["round"] for leg in own if leg["visits"] and not leg["error"]}
@@ -70,9 +75,9 @@ def _of(legs: Sequence[Leg], name: str) -> list[Leg]:
 class _Cell:
     """One cell of a run and what was measured of it."""
 
-    run: Mapping[str, Any]
+    run: Run
     name: str
-    legs: Sequence[Leg]
+    legs: Sequence[LegData]
 
     @property
     def complete(self) -> bool:
@@ -89,7 +94,7 @@ class _Cell:
         return "failed" if self.trouble else "not measured"
 
     @property
-    def trouble(self) -> Leg | None:
+    def trouble(self) -> LegData | None:
         """The first leg that did not start, or that ended by an error."""
         return next((leg for leg in self.legs if not leg["start"]["ok"] or leg["error"] not in ("", INTERRUPTED)), None)
 
@@ -97,7 +102,7 @@ class _Cell:
         """Every measured load of `workload`, with the place of the engine start that it was made on."""
         return [(leg["order"], sample) for leg in self.legs for sample in leg["samples"] if sample["workload"] == workload]
 
-    def found(self) -> dict[str, Any]:
+    def found(self) -> Found:
         """This cell's part of result.json, but for what takes the control to tell."""
         trouble = self.trouble
         loads = {workload: some for workload in self.run["workloads"] if (some := self.loads(workload))}
@@ -106,21 +111,22 @@ class _Cell:
         return {
             "state": self.state, "reason": (trouble["start"]["reason"] or trouble["error"]) if trouble else "",
             "remedy": trouble["start"]["remedy"] if trouble else "",
-            "starts": [{key: leg["start"][key] for key in ("ok", "seconds", "phases", "facts")} | {"cold": startphases.cold(leg["start"])}
-                       for leg in self.legs],
-            "metrics": {workload: {metric: {**statistics.summary(values), "starts": starts} for metric, (starts, values) in _metrics(some).items()}
+            "starts": [{"ok": leg["start"]["ok"], "seconds": leg["start"]["seconds"], "phases": leg["start"]["phases"],
+                        "facts": leg["start"]["facts"], "cold": startphases.cold(leg["start"])} for leg in self.legs],
+            "metrics": {workload: {metric: statistics.summary(values, starts) for metric, (starts, values) in _metrics(some).items()}
                         for workload, some in loads.items()},
             "quantiles": {workload: _quantiles(some) for workload, some in measured.items()},
-            "slo": self._slo(), "memory": next((leg["memory"] for leg in self.legs if leg["memory"]["t_s"]), {"t_s": [], "gib": []}),
+            "slo": self._slo(), "memory": next((leg["memory"] for leg in self.legs if leg["memory"]["t_s"]), Memory(t_s=[], gib=[])),
             "roofline": distances, "roofline_unknown": unknown}
 
-    def _slo(self) -> dict[str, dict[str, list[Any]]]:
+    def _slo(self) -> dict[str, Searches]:
         """Each workload's searches, one place in each list for every search."""
         searches = [one for leg in self.legs for one in leg["slo"]]
-        return {workload: {key: [one[key] for one in searches if one["workload"] == workload] for key in ("most", "ended_by", "steps")}
-                for workload in dict.fromkeys(one["workload"] for one in searches)}
+        own = {workload: [one for one in searches if one["workload"] == workload] for workload in dict.fromkeys(one["workload"] for one in searches)}
+        return {workload: {"most": [one["most"] for one in some], "ended_by": [one["ended_by"] for one in some],
+                           "steps": [one["steps"] for one in some]} for workload, some in own.items()}
 
-    def _distances(self, measured: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, Any], str]:
+    def _distances(self, measured: Mapping[str, Sequence[Sample]]) -> tuple[dict[str, Distance], str]:
         """How far each workload was from the limit, and why that is not known where it is not."""
         if not measured:
             return {}, ""
@@ -139,26 +145,25 @@ def _metrics(loads: Sequence[Load]) -> dict[str, tuple[list[int], list[float]]]:
         requests = sample["requests"]
         served = {"success": requests["completed"] / requests["asked"]} if requests["asked"] else {}
         for metric, value in {**sample["metrics"], **served}.items():
-            if value is not None:
-                starts, values = found.setdefault(metric, ([], []))
-                starts.append(start)
-                values.append(float(value))
+            starts, values = found.setdefault(metric, ([], []))
+            starts.append(start)
+            values.append(value)
     return found
 
 
-def _quantiles(samples: Sequence[Sample]) -> dict[str, list[float]]:
+def _quantiles(samples: Sequence[Sample]) -> Series:
     """Each hundredth of each distribution: its median over the loads."""
     return {what: [median(column) for column in zip(*some, strict=True)] for what in ("ttft_ms", "itl_ms", "e2e_ms")
             if (some := [sample["quantiles"][what] for sample in samples if sample["quantiles"].get(what)])}
 
 
-def dummy_weights(run: Mapping[str, Any]) -> bool:
+def dummy_weights(run: Run | Result) -> bool:
     """Whether the control's weights are vLLM's random ones, of at most 0.001: layer norms of that size let nothing through but the last token, so
     that whatever is wrong in attention, equal answers come of it."""
     return bool(run["cells"][run["control"]]["settings"].get("ENGINE_LOAD_FORMAT") == "dummy")
 
 
-def _output_check(cell: _Cell, control: _Cell) -> dict[str, Any]:
+def _same_answers(cell: _Cell, control: _Cell) -> SameAnswers:
     """Whether `cell` answers as the control does at temperature 0, over all starts of both."""
     expected, *others = [leg["outputs"] for leg in control.legs if leg["outputs"]] or [[]]
     answers = [leg["outputs"] for leg in cell.legs if leg["outputs"]]
@@ -173,7 +178,7 @@ def _output_check(cell: _Cell, control: _Cell) -> dict[str, Any]:
     return {"verdict": verdict, "equal": equal, "of": len(pairs)}
 
 
-def _compared(cells: Mapping[str, _Cell], control: _Cell, wrong: Collection[str]) -> Iterator[dict[str, Any]]:
+def _compared(cells: Mapping[str, _Cell], control: _Cell, wrong: Collection[str]) -> Iterator[Row]:
     """The rows of every cell but the control in every workload and every metric that it or the control has. The answers of those in `wrong` are
     wrong. What stands in one table, of a workload and a metric, shares its noise and its chance of being wrong: who reads it picks the best."""
     others = [cell for cell in cells.values() if cell is not control]
@@ -188,8 +193,8 @@ def _compared(cells: Mapping[str, _Cell], control: _Cell, wrong: Collection[str]
                 if values or control_values:
                     seen = statistics.compare(values, control_values, higher_is_better=higher, cell_starts=starts, control_starts=control_starts,
                                               otherwise=_otherwise(cell, control), among=among, pooled=pooled)
-                    verdict = WRONG if cell.name in wrong and seen.verdict != statistics.UNKNOWN else seen.verdict
-                    yield {"cell": cell.name, "workload": workload, "metric": metric, **vars(seen), "verdict": verdict}
+                    verdict = WRONG if cell.name in wrong and seen.verdict != NOT_MEASURED else ""
+                    yield seen.row(cell.name, workload, metric, verdict=verdict)
 
 
 def _beside(cell: _Cell, control: _Cell, workload: str) -> list[Load]:
@@ -206,24 +211,24 @@ def _otherwise(cell: _Cell, control: _Cell) -> float:
     known = [fact for some in facts for fact in some if fact.get("activation_gib") and fact.get("kv_cache_gib")]
     if (kinds[0] == kinds[1] and len(kinds[0]) == 1) or not known:
         return 0.0
-    activations = [fact["activation_gib"] for fact in known]
-    return float((max(activations) - min(activations)) / min(fact["kv_cache_gib"] for fact in known))
+    activations, caches = ([float(fact[key]) for fact in known] for key in ("activation_gib", "kv_cache_gib"))
+    return (max(activations) - min(activations)) / min(caches)
 
 
-def _cold_and_warm(control: _Cell) -> dict[str, Any]:
+def _cold_and_warm(control: _Cell) -> ColdAndWarm:
     """The control's starts that compiled and those that did not have to: medians, in seconds; None where there was none of a kind."""
     starts = [leg["start"] for leg in control.legs if leg["start"]["ok"]]
     cold, warm = (_start([start for start in starts if startphases.cold(start) is wanted]) for wanted in (True, False))
     return {"cold": cold, "warm": warm, "warm_to_cold": warm["seconds"] / cold["seconds"] if cold and warm and cold["seconds"] else None}
 
 
-def _start(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _start(starts: Sequence[Start]) -> TypicalStart | None:
     if not starts:
         return None
-    sums: list[Counter[str]] = [Counter() for _ in starts]
+    sums: list[defaultdict[str, float]] = [defaultdict(float) for _ in starts]
     for phases, start in zip(sums, starts, strict=True):
         for name, seconds in start["phases"]:
             phases[name] += seconds
     names = dict.fromkeys(name for start in starts for name, _ in start["phases"])
     return {"seconds": median(start["seconds"] for start in starts), "of": len(starts),
-            "phases": [[name, median(phases[name] for phases in sums)] for name in names]}
+            "phases": [(name, median(phases[name] for phases in sums)) for name in names]}

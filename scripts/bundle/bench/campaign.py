@@ -3,23 +3,23 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bundle import ROOT
 from bundle.base import console, shell
 from bundle.base.errors import BundleError, CheckFailedError, ConfigurationError, NotReadyError, PrerequisiteError
 from bundle.bench import matrix, recommend, runner
 from bundle.bench.matrix import TOGETHER, Cell, Suite, Workload
+from bundle.bench.rundata import RESULT, RUN, Result
 from bundle.bench.runtimes import Runtime
 from bundle.config import catalogue, settings
-from bundle.config.settings import Settings
+from bundle.config.settings import MODEL_IN_CONTAINER, Settings
+from bundle.fit import assessment
+from bundle.fit.assessment import SHARE_KEY
+from bundle.fit.request import DEFAULT_UTILIZATION
 from bundle.machine import gpu
 from bundle.machine.facts import Host
 
 REPORTS = ROOT / "reports"
-SHARE = "ENGINE_GPU_MEMORY_UTILIZATION"
-VLLM_SHARE = 0.92
-"""vLLM's own share where none is set (0.33.0)."""
 EMPTY_CARD_TAKES_GIB = 1.0
 """Of an empty card's memory: 0.5 GiB for the engine's context, 0.5 that `auto` leaves free (docker/engine/entrypoint.py)."""
 
@@ -73,7 +73,7 @@ def measure(order: Order, *, analysed: bool) -> Path:
     try:
         runner.run(job, runtime, (lambda: _together(job, order, total_gib)) if analysed else (lambda: None))
     except (KeyboardInterrupt, BundleError):
-        if (folder / "run.json").exists():
+        if (folder / RUN).exists():
             console.note(f"what was measured is kept in {folder.relative_to(ROOT)}: the same call with --run {name} (RUN={name}) goes on from there")
         raise
     return folder
@@ -82,13 +82,13 @@ def measure(order: Order, *, analysed: bool) -> Path:
 def existing_run(run: str) -> Path:
     """The folder of a run that was measured. Raises ConfigurationError where there is none."""
     folder = REPORTS / run
-    if not (folder / "run.json").is_file():
+    if not (folder / RUN).is_file():
         runs = sorted(path.parent.name for path in REPORTS.glob("*/run.json"))
         raise ConfigurationError(f"{folder}: no run of the benchmark is there", fix=f"runs: {', '.join(runs)}" if runs else "make bench")
     return folder
 
 
-def exit_code(result: Mapping[str, Any]) -> int:
+def exit_code(result: Result) -> int:
     """4 when the control itself never started (then nothing can be compared), 5 when a setting that must not change answers changed them."""
     if result["cells"][result["control"]]["state"] != "measured":
         return NotReadyError.exit_code
@@ -111,7 +111,8 @@ def _together(job: runner.Job, order: Order, total_gib: float) -> runner.Job | N
     result = analysis.analyse(job.folder)
     control = job.suite.control
     if before := result["cells"].get(TOGETHER):  # an interrupted run goes on with what it had begun
-        cell = Cell(name=TOGETHER, sets=tuple(before["sets"]), **{key: before[key] for key in ("axis", "about", "profile", "outputs")})
+        cell = Cell(name=TOGETHER, axis=before["axis"], about=before["about"], profile=before["profile"], sets=tuple(before["sets"]),
+                    outputs=before["outputs"])
     else:
         names, values = recommend.together(result)
         if not names:
@@ -146,10 +147,18 @@ def _settings(cell: Cell, order: Order, total_gib: float) -> Settings:
 
     found = loaded()
     if not order.card_gib:
-        return found
-    share = found.value(SHARE) or str(VLLM_SHARE)
+        return _decided(found, order)
+    share = found.value(SHARE_KEY) or str(DEFAULT_UTILIZATION)
     of_card = (order.card_gib - EMPTY_CARD_TAKES_GIB) / order.card_gib if share == "auto" else float(share)
-    return loaded([f"{SHARE}={of_card * order.card_gib / total_gib:.5f}"])
+    return _decided(loaded([f"{SHARE_KEY}={of_card * order.card_gib / total_gib:.5f}"]), order)
+
+
+def _decided(found: Settings, order: Order) -> Settings:
+    """`found` with a number in place of each `auto` that the host resolves: all starts of a cell have the same."""
+    model, looked_at = found.value("ENGINE_MODEL"), found
+    if order.runtime == "process" and not found.model_dir and Path(model).is_dir():  # it reads the folder where it lies
+        looked_at = found.overridden({"MODEL_DIR": model, "ENGINE_MODEL": MODEL_IN_CONTAINER}, "set by the benchmark")
+    return assessment.decided(found, assessment.assess(looked_at))
 
 
 def _gpu_gib() -> float:
@@ -171,10 +180,10 @@ def find(run: str) -> Path:
     """Where a run lies: by its name under reports/ or reports/published/, its folder, or its result.json. Raises ConfigurationError."""
     given = Path(run)
     for place in (given, REPORTS / given, REPORTS / "published" / given):
-        if place.is_file() or (place / "result.json").is_file():
+        if place.is_file() or (place / RESULT).is_file():
             return place
-    if any((place / "run.json").is_file() for place in (given, REPORTS / given)):
+    if any((place / RUN).is_file() for place in (given, REPORTS / given)):
         raise ConfigurationError(f"{run}: the run is unfinished, there is no result yet", fix=f"go on with it: make bench RUN={given.name}; "
                                  f"or make a report of what there is: make bench REPORT={given.name}")
-    runs = sorted(path.parent.name for folder in (REPORTS, REPORTS / "published") for path in folder.glob("*/result.json"))
+    runs = sorted(path.parent.name for folder in (REPORTS, REPORTS / "published") for path in folder.glob(f"*/{RESULT}"))
     raise ConfigurationError(f"{run}: no such run", fix=f"runs: {', '.join(runs)}" if runs else "make bench")

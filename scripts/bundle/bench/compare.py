@@ -5,50 +5,44 @@ is that within each of them, so a day that is slower than the last one shows too
 One row decides the answer as well as another, so they share the chance of being wrong, and the noise of all cells under one load.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bundle.base.errors import ConfigurationError, SlowerError
-from bundle.bench import analysis, statistics
+from bundle.bench import analysis, rundata, statistics
+from bundle.bench.rundata import MAIN_METRIC, Comparison, Metric, Result, Row
 
 DECIDING = ("output_tokens_per_s", "ttft_ms_p99", "itl_ms_p99")
 """A run that is slower in one of these is slower."""
 FAILED, NOT_COMPARABLE = "failed", "not comparable"
 
-Result = Mapping[str, Any]
-Row = dict[str, Any]
 
-
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> Result:
     """The result of the run that `path` is the folder of, or the result.json of. One that was not analysed yet is analysed.
 
     Raises ConfigurationError where there is neither, or where it is damaged.
     """
-    if path.is_dir() and not (path / analysis.RESULT).is_file():
+    if path.is_dir() and not (path / rundata.RESULT).is_file():
         return analysis.analyse(path)
-    file = path / analysis.RESULT if path.is_dir() else path
+    file = path / rundata.RESULT if path.is_dir() else path
     try:
-        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return rundata.parsed(Result, file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigurationError(f"{path}: no such run", fix="give the folder of a run, or a result.json: ls reports reports/published") from error
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"{file}: cannot be read ({error})", fix="delete it: it is made again from the run's legs") from error
-    if not isinstance(result, dict) or "cells" not in result:
-        raise ConfigurationError(f"{file}: not the result of a run", fix="give the folder of a run, or its result.json")
-    return result
+        raise ConfigurationError(f"{file}: not the result of a run ({error})",
+                                 fix="give the folder of a run; where it has legs, delete its result.json: it is made again from them") from error
 
 
 def compare_results(a: Result, b: Result) -> list[Row]:
-    """Every metric of each cell and workload that both runs have, as b / a: {"cell", "workload", "metric", "ratio", "low", "high", "smallest",
-    "verdict", "why"}.
+    """Every metric of each cell and workload that both runs have, as b / a.
 
     Verdicts are those of statistics.compare, and "not comparable" where the load differs (`why` says in what), "failed" and "wrong output" where
     b has no right answers and a had. Raises ConfigurationError when the runs have no cell and workload in common.
     """
     places = [(cell, workload) for cell in a["cells"] if cell in b["cells"] for workload in a["workloads"] if workload in b["workloads"]]
-    rows = [row for cell, workload in places for row in _rows(a, b, cell, workload, among=len(places) * len(DECIDING))]
+    noise = {workload: {metric: _noise((a, b), workload, metric) for metric in analysis.HIGHER_IS_BETTER} for workload in {one for _, one in places}}
+    rows = [row for cell, workload in places for row in _rows(a, b, cell, workload, among=len(places) * len(DECIDING), noise=noise[workload])]
     if not rows:
         raise ConfigurationError(f"runs {a['run']} and {b['run']} have no cell with a workload in common", fix="compare runs of the same suite")
     return rows
@@ -56,18 +50,21 @@ def compare_results(a: Result, b: Result) -> list[Row]:
 
 def warnings(a: Result, b: Result) -> Iterator[str]:
     """What else differs between the runs, one sentence each: then a ratio says nothing of the settings alone."""
-    for what, place in (("GPU", ("provenance", "gpu")), ("engine", ("provenance", "engine")), ("card", ("provenance", "card_gib")),
-                        ("model", ("model", "name")), ("model's config.json", ("model", "config"))):
-        ours, theirs = ((run.get(place[0]) or {}).get(place[1]) for run in (a, b))
-        if ours != theirs:
-            yield f"the {what} differs" + ("" if isinstance(ours, dict) and what != "engine" else f": {_shown(ours)} in {a['run']}, "
-                                           f"{_shown(theirs)} in {b['run']}")
+    differing: Sequence[tuple[str, Callable[[Result], object]]] = (
+        ("GPU", lambda run: run["provenance"].get("gpu")), ("engine", lambda run: run["provenance"].get("engine")),
+        ("card", lambda run: run["provenance"].get("card_gib")), ("model", lambda run: run["model"].get("name")))
+    for what, value in differing:
+        if value(a) != value(b):
+            yield f"the {what} differs: {_in_words(value(a))} in {a['run']}, {_in_words(value(b))} in {b['run']}"
+    if a["model"].get("config") != b["model"].get("config"):
+        yield "the model's config.json differs"
     for cell in a["cells"]:
         if cell in b["cells"] and (changed := _changed(a["cells"][cell]["settings"], b["cells"][cell]["settings"])):
             yield f"cell {cell} has other settings: {changed}"
     for run, other in ((a, b), (b, a)):
-        for kind in ("cells", "workloads"):
-            if only := [name for name in run[kind] if name not in other[kind]]:
+        for kind, ours, theirs in (("cells", run["cells"].keys(), other["cells"].keys()),
+                                   ("workloads", run["workloads"].keys(), other["workloads"].keys())):
+            if only := [name for name in ours if name not in theirs]:
                 yield f"{kind} only in {run['run']}: {', '.join(only)}"
         if not run["complete"]:
             yield f"run {run['run']} is not complete"
@@ -85,38 +82,39 @@ def require_not_slower(rows: Sequence[Row]) -> None:
                           fix="look at what differs between the runs; measure both as cells of one run where the host may have changed")
 
 
-def _rows(a: Result, b: Result, cell: str, workload: str, *, among: int) -> Iterator[Row]:
-    place = {"cell": cell, "workload": workload}
-    nothing = vars(statistics.Comparison())
+def _rows(a: Result, b: Result, cell: str, workload: str, *, among: int, noise: Mapping[str, statistics.Noise | None]) -> Iterator[Row]:
     if changed := _changed(a["workloads"][workload]["load"], b["workloads"][workload]["load"]):
-        yield {**place, "metric": analysis.MAIN_METRIC, **nothing, "verdict": NOT_COMPARABLE, "why": f"the load differs: {changed}"}
+        yield Comparison().row(cell, workload, MAIN_METRIC, verdict=NOT_COMPARABLE, why=f"the load differs: {changed}")
         return
-    reference, ours = (run["cells"][cell]["metrics"].get(workload) or {} for run in (a, b))
+    reference, ours = (run["cells"][cell]["metrics"].get(workload, {}) for run in (a, b))
     if reference and not ours and b["cells"][cell]["state"] == "failed":
-        yield {**place, "metric": analysis.MAIN_METRIC, **nothing, "verdict": FAILED, "why": b["cells"][cell]["reason"]}
+        yield Comparison().row(cell, workload, MAIN_METRIC, verdict=FAILED, why=b["cells"][cell]["reason"])
         return
     wrong, before = (run["cells"][cell]["output_check"]["verdict"] == "different" for run in (b, a))
     for metric, higher in analysis.HIGHER_IS_BETTER.items():
         if metric in reference or metric in ours:
-            found, known = (side.get(metric) or {} for side in (ours, reference))
-            seen = statistics.compare(found.get("values") or [], known.get("values") or [], higher_is_better=higher,
-                                      cell_starts=found.get("starts") or [], control_starts=known.get("starts") or [], among=among,
-                                      pooled=_noise((a, b), workload, metric))
-            yield {**place, "metric": metric, **vars(seen), **({"verdict": analysis.WRONG} if wrong and not before else {}),
-                   "why": "its answers at temperature 0 are not its control's" if wrong and not before else ""}
+            (found, starts), (known, known_starts) = (_values(side.get(metric)) for side in (ours, reference))
+            seen = statistics.compare(found, known, higher_is_better=higher, cell_starts=starts, control_starts=known_starts, among=among,
+                                      pooled=noise[metric])
+            yield seen.row(cell, workload, metric) if before or not wrong else seen.row(
+                cell, workload, metric, verdict=analysis.WRONG, why="its answers at temperature 0 are not its control's")
 
 
 def _noise(runs: Sequence[Result], workload: str, metric: str) -> statistics.Noise | None:
     """The noise of all cells of both runs under one load."""
-    found = [one for run in runs for cell in run["cells"].values() if (one := (cell["metrics"].get(workload) or {}).get(metric))]
-    return statistics.pooled([(one["values"], one.get("starts") or []) for one in found])
+    found = [one for run in runs for cell in run["cells"].values() if (one := cell["metrics"].get(workload, {}).get(metric))]
+    return statistics.pooled([_values(one) for one in found])
+
+
+def _values(metric: Metric | None) -> tuple[list[float], list[int]]:
+    return (metric["values"], metric.get("starts", [])) if metric else ([], [])
 
 
 def _changed(a: Mapping[str, str], b: Mapping[str, str]) -> str:
-    return ", ".join(f"{key} {_shown(a.get(key))} and {_shown(b.get(key))}" for key in sorted({*a, *b}) if a.get(key) != b.get(key))
+    return ", ".join(f"{key} {_in_words(a.get(key))} and {_in_words(b.get(key))}" for key in sorted({*a, *b}) if a.get(key) != b.get(key))
 
 
-def _shown(value: object) -> str:
+def _in_words(value: object) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{key} {one}" for key, one in value.items())
     return "not set" if value is None or value == "" else str(value)

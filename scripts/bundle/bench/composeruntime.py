@@ -11,17 +11,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from bundle import STATE
-from bundle.base import shell
+from bundle import ROOT, STATE
+from bundle.base import console, shell
 from bundle.base.errors import NotReadyError, PrerequisiteError
 from bundle.bench import runtimes
+from bundle.bench.rundata import Ceilings, Provenance
 from bundle.bench.runtimes import StartFailed
 from bundle.config.settings import Settings
 from bundle.doctor import host
 from bundle.images import build
 from bundle.machine import daemon, setup
+from bundle.machine.gpu import Gpu
 from bundle.service import enginelog, lifecycle
 from bundle.service.deployment import Container, Deployment
 
@@ -33,6 +34,7 @@ PROBE_LIMIT_S = 300
 
 _ENGINES = ("com.docker.compose.service=engine", "com.docker.compose.oneoff=False")
 _PROJECT = "com.docker.compose.project"
+_FOLDER = "com.docker.compose.project.working_dir"
 _TITLE = "org.opencontainers.image.title"
 _ENDED = re.compile(r"entrypoint: the engine (?:ended unasked|died)")
 _VERSIONS = f"""
@@ -63,6 +65,7 @@ class ComposeRuntime:
     def __init__(self, run_name: str, run_dir: Path) -> None:
         self.deployment = Deployment(project=project_name(run_name))
         self.folder = run_dir
+        self.cards: tuple[Gpu, ...] = ()
         self._control: Settings | None = None
 
     def prepare(self, settings: Sequence[Settings]) -> None:
@@ -75,25 +78,26 @@ class ComposeRuntime:
         _refuse_company(self.deployment.project)
         for at, each in enumerate(own):
             # What a cell asks of the GPU's memory in vain is its result; the control has to start.
-            failed = [check for check in host.host_checks(each) if check.state == "fail" and (at == 0 or check.name != "gpu memory")]
+            failed = [check for check in host.host_checks([each]) if check.state == "fail" and (at == 0 or check.name != "gpu memory")]
             if failed:
                 raise PrerequisiteError("this host cannot run it yet:\n" + "\n".join(f"  {check.name}: {check.found}" for check in failed),
                                         fix="\n       ".join(check.fix for check in failed))
         for each in {(one.image_engine, one.image_gateway): one for one in own}.values():
             build.ensure(each)
-        runtimes.warn_of_company()
+        self.cards = runtimes.cards(own)
+        runtimes.warn_of_company(self.cards)
 
     def start(self, settings: Settings, label: str) -> "ComposeEngine":
         """As Runtime.start. Raises PrerequisiteError too, when this host has changed since `prepare`."""
         own = self._own(settings)
-        for check in host.host_checks(own):
+        for check in host.host_checks([own]):
             if (check.state, check.name) == ("fail", "gpu memory"):
                 raise StartFailed(reason=f"{check.name}: {check.found}", remedy=check.fix)
         asked: list[float] = []
         try:
             with _first_answer(self.deployment, own) as answered:
                 # The images are what `prepare` found: in the middle of a run they must not change.
-                lifecycle.up(own, self.deployment, ensure_images=lambda _: asked.append(time.time()))
+                lifecycle.up([own], self.deployment, ensure_images=lambda _: asked.append(time.time()))
                 ready = time.time()
         except NotReadyError as error:
             failed = self._failed(error, label)
@@ -110,22 +114,21 @@ class ComposeRuntime:
         raise PrerequisiteError(f"Compose starts one engine at a time, not {len(wanted)} side by side",
                                 fix="measure one after the other, or side by side in the process runtime")
 
-    def probe(self) -> dict[str, Any]:
+    def probe(self) -> Ceilings:
         """As Runtime.probe, in a container like the engine's: its image, GPU, limits and environment."""
-        self.deployment.write(self.deployment.texts(self._prepared))
+        self.deployment.write(self.deployment.texts([self._prepared]))
         done = self.deployment.compose("run", "--rm", "--no-deps", "-T", "--entrypoint", PYTHON, "engine", f"{FOLDER}/benchprobe.py",
                                        timeout_s=PROBE_LIMIT_S)
-        found: dict[str, Any] = runtimes.last_json(done.stdout, "benchprobe.py")
-        return found
+        return runtimes.probed(done.stdout)
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
         """As Runtime.provenance, with the ids of the images."""
         engine, gateway = self._prepared.image_engine, self._prepared.image_gateway
         asked = shell.run(["docker", "run", "--rm", "--network=none", f"--entrypoint={PYTHON}", engine, "-c", _VERSIONS], timeout_s=120,
                           env=daemon.client_environment())
         with daemon.reachable():
             ids = {name: str(daemon.client().images.get(name).id) for name in (engine, gateway)}
-        return runtimes.provenance(self.name, json.loads(asked.stdout), ids)
+        return runtimes.provenance(self, json.loads(asked.stdout), ids)
 
     def close(self) -> None:
         """As Runtime.close."""
@@ -232,14 +235,18 @@ def _first_start(log: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
 
 
 def _refuse_company(project: str) -> None:
-    """Raise PrerequisiteError where an engine of another deployment runs."""
+    """Raise PrerequisiteError where another deployment of this folder runs an engine; one of another folder's is told of: it is not ours to end."""
     with daemon.reachable():
-        found = daemon.client().containers.list(filters={"label": list(_ENGINES), "status": "running"})
-        running = {one.labels[_PROJECT] for one in found if one.labels.get(_TITLE, "").startswith("vLLM engine")} - {project}
-    if running:
-        down = " && ".join(f"make down PROJECT={name}" for name in sorted(running))
-        raise PrerequisiteError(f"an engine runs on this host already (project {', '.join(sorted(running))}): the two would disturb each other",
-                                fix=f"{down}; `make up` again after the benchmark")
+        found = daemon.client().containers.list(filters={"label": "com.docker.compose.oneoff=False", "status": "running"})
+        running = {one.labels[_PROJECT]: one.labels.get(_FOLDER, "") for one in found if one.labels.get(_TITLE, "").startswith("vLLM engine")}
+    own = sorted(name for name, folder in running.items() if folder == str(ROOT) and name != project)
+    for name, folder in sorted(running.items()):
+        if folder != str(ROOT):
+            console.warn(f"an engine of project {name} in {folder or 'a folder unknown'} runs on this host, too: it disturbs the figures. "
+                         "Whoever started it can say whether it may be stopped; Ctrl-C here leaves it alone")
+    if own:
+        raise PrerequisiteError(f"an engine runs on this host already (project {', '.join(own)}): the two would disturb each other",
+                                fix=f"{' && '.join(f'make down PROJECT={name}' for name in own)}; `make up` again after the benchmark")
 
 
 @contextlib.contextmanager

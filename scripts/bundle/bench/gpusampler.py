@@ -1,6 +1,5 @@
 """What the NVIDIA driver says of the GPUs while a benchmark runs: memory, power and utilization twice a second."""
 
-import os
 import shutil
 import subprocess
 import threading
@@ -9,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
+
+from bundle.bench.rundata import Series
 
 INTERVAL_MS = 500
 _COLUMNS = ("memory_gib", "watts", "utilization")
@@ -26,18 +27,18 @@ class _Row:
 
 
 class Sampler:
-    """Samples while its block runs; on a host without nvidia-smi it does nothing and knows nothing."""
+    """Samples the GPUs of these indices while its block runs; without any, or without nvidia-smi, it does nothing and knows nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, indices: Sequence[int]) -> None:
+        self._indices = indices
         self._rows: list[_Row] = []
         self._child: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        if program := shutil.which("nvidia-smi"):
-            chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        if self._indices and (program := shutil.which("nvidia-smi")):
             command = [program, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits", f"--loop-ms={INTERVAL_MS}",
-                       *([f"--id={chosen}"] if chosen else [])]
+                       f"--id={','.join(map(str, self._indices))}"]
             # A session of its own: Ctrl-C is for the run, which may still have to note what it measured.
             self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                                            errors="replace", start_new_session=True)
@@ -58,13 +59,13 @@ class Sampler:
                 if index.isdigit() and len(cells) == len(_COLUMNS):
                     self._rows.append(_Row(at=time.time(), index=int(index), values=tuple(_number(cell) for cell in cells)))
 
-    def window(self, t0: float, t1: float) -> dict[str, list[float]]:
-        """The samples that arrived from `t0` to `t1` (epoch seconds): t_s (seconds since `t0`), memory_gib and watts (all GPUs together),
+    def window(self, t0: float, t1: float) -> Series:
+        """The samples that arrived from `t0` to `t1` (epoch seconds): t_s (seconds since `t0`), memory_gib and watts (its GPUs together),
         utilization (percent, their mean). A column that the driver does not tell is empty, all are where there is no nvidia-smi."""
         samples = [sample for sample in _samples(self._rows[:]) if t0 <= sample[0] <= t1]
         told = [at for at in range(1, 1 + len(_COLUMNS)) if any(sample[at] is not None for sample in samples)]
         whole = [sample for sample in samples if all(sample[at] is not None for at in told)]
-        series: dict[str, list[float]] = {"t_s": [sample[0] - t0 for sample in whole] if told else []}
+        series: Series = {"t_s": [sample[0] - t0 for sample in whole] if told else []}
         for at, name in enumerate(_COLUMNS, start=1):
             series[name] = [value for sample in whole if at in told and (value := sample[at]) is not None]
         return series

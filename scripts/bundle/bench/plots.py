@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from bundle.bench.recommend import MAIN_METRIC, Result
+from bundle.bench.rundata import MAIN_METRIC, CellResult, Memory, Phases, Result, StartTimes
 
 # Okabe and Ito's colours: told apart by every kind of colour vision. The grey is for what is context.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, YELLOW, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#222222"
@@ -32,6 +32,9 @@ _FONT = 12
 _ROW = 22
 _NAME = 22  # characters of a cell's name beside a row
 _MOST_LINES = 300
+_AROUND = ((0, "left", "center"), (180, "right", "center"), (90, "center", "bottom"), (270, "center", "top"),
+           (35, "left", "bottom"), (325, "left", "top"), (145, "right", "bottom"), (215, "right", "top"))
+_RINGS = (8, 22, 38, 56, 76)  # how far a name stands from its point: with a line to it but in the nearest, where it could be any neighbour's
 _STYLE: Any = {"svg.fonttype": "none", "font.family": ["DejaVu Sans"], "font.size": _FONT, "axes.spines.top": False,
           "axes.spines.right": False, "axes.edgecolor": GREY, "axes.labelcolor": BLACK, "xtick.color": "#444444", "ytick.color": "#444444",
           "axes.labelsize": _FONT, "xtick.labelsize": _FONT - 1, "ytick.labelsize": _FONT - 1, "axes.axisbelow": True, "grid.color": "#E8E8E8"}
@@ -53,7 +56,7 @@ def throughput_against_latency(result: Result, workload: str, latency: str, labe
               if (x := _median(cell, workload, latency)) is not None and (y := _median(cell, workload, MAIN_METRIC)) is not None}
     if not points:
         return ""
-    wrong = {name for name in points if (result["cells"][name].get("output_check") or {}).get("verdict") == "different"}
+    wrong = {name for name in points if result["cells"][name]["output_check"]["verdict"] == "different"}
     best = front({name: point for name, point in points.items() if name not in wrong})
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(330)
@@ -67,20 +70,20 @@ def throughput_against_latency(result: Result, workload: str, latency: str, labe
         axes.set_title("output tokens/s", loc="left", fontsize=_FONT, color=BLACK)
         first = [name for name in (*best, result["control"]) if name in points]
         colours = {name: RED if name in wrong else BLUE if name in best else BLACK for name in dict.fromkeys([*first, *points])}
-        _label(figure, axes, points, colours, best, set(first))
+        _label(figure, axes, points, colours, best)
         return _svg(figure, f"Output tokens per second over {label}, one point for each cell, on {workload}")
 
 
 def distribution(result: Result, workload: str, metric: str) -> str:
     """How `metric` (ttft_ms, itl_ms, e2e_ms) spreads over the requests, a row for each cell; "" where no cell has its quantiles."""
-    rows = {name: [float(value) for value in values] for name, cell in result["cells"].items()
-            if len(values := ((cell.get("quantiles") or {}).get(workload) or {}).get(metric) or ()) == 101}
+    rows = {name: values for name, cell in result["cells"].items() if (values := cell["quantiles"].get(workload, {}).get(metric))}
     if not rows:
         return ""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _rows(list(rows), result)
         lowest, highest = min(values[5] for values in rows.values()), max(values[99] for values in rows.values())
-        if lowest > 0 and highest / lowest > 20:
+        logarithmic = lowest > 0 and highest / lowest > 20
+        if logarithmic:
             _log(axes, lowest, highest)
         else:
             axes.set_xlim(0, highest * 1.05 or 1)
@@ -89,13 +92,13 @@ def distribution(result: Result, workload: str, metric: str) -> str:
             axes.plot([values[25], values[75]], [at, at], color=BLUE, linewidth=7, solid_capstyle="butt")
             axes.plot([values[50]], [at], "|", color="white", markersize=7, markeredgewidth=2)
             axes.plot([values[99]], [at], "|", color=RED, markersize=9, markeredgewidth=2)
-        axes.set_xlabel(f"{LATENCIES[metric]}, ms")
+        axes.set_xlabel(f"{LATENCIES[metric]}, ms{' (logarithmic scale)' if logarithmic else ''}")
         return _svg(figure, f"{LATENCIES[metric]} on {workload}: for each cell the range from P5 to P99, the middle half and the median")
 
 
 def memory(result: Result) -> str:
     """GPU memory since the start was asked for, a line for each cell; "" where none was sampled."""
-    lines = {name: found for name, cell in result["cells"].items() if (found := _thinned(cell.get("memory") or {}))}
+    lines = {name: found for name, cell in result["cells"].items() if (found := _thinned(cell["memory"]))}
     if not lines:
         return ""
     peak = {name: max(gib) for name, (_, gib) in lines.items()}
@@ -116,23 +119,42 @@ def memory(result: Result) -> str:
         return _svg(figure, "GPU memory over time, from the start of the engine, one line for each cell")
 
 
+def over_time(lines: Mapping[str, Sequence[tuple[float, float]]], title: str, *, dots: bool = False) -> str:
+    """What `lines` have of (seconds, value), a line or a cloud of dots for each; "" without any."""
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return ""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(300)
+        axes.grid(True, axis="y")
+        for number, (name, points) in enumerate(lines.items()):
+            axes.plot(*zip(*points, strict=True), "." if dots else "-", color=_SERIES[number % len(_SERIES)], markersize=2, linewidth=1.4,
+                      label=_short(name, 40) if len(lines) > 1 else None)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("seconds")
+        axes.set_title(title, loc="left", fontsize=_FONT, color=BLACK)
+        if len(lines) > 1:
+            _legend(figure, len(lines))
+        return _svg(figure, f"{title} over time")
+
+
 def start_phases(result: Result) -> str:
     """What a start spends its time on, cold above warm, for each cell; "" where no start has phases."""
-    bars: list[tuple[str, Sequence[Sequence[Any]]]] = []
+    bars: list[tuple[str, Phases]] = []
     for name, cell in result["cells"].items():
         for cold in (True, False):
             if start := typical_start(cell, cold=cold):
                 bars.append((f"{_short(name, _NAME - 6)}, {'cold' if cold else 'warm'}", start["phases"]))
     if not bars:
         return ""
-    phases = list(dict.fromkeys(str(phase) for _, found in bars for phase, _ in found))
+    phases = list(dict.fromkeys(phase for _, found in bars for phase, _ in found))
     with matplotlib.rc_context(_STYLE):
         figure, axes = _rows([label for label, _ in bars], result)
         longest = max(sum(seconds for _, seconds in found) for _, found in bars)
         for at, (_, found) in enumerate(bars):
             begun = 0.0
             for phase, seconds in found:
-                axes.barh([at], [seconds], left=[begun], height=0.66, color=_SERIES[phases.index(str(phase)) % len(_SERIES)], linewidth=0)
+                axes.barh([at], [seconds], left=[begun], height=0.66, color=_SERIES[phases.index(phase) % len(_SERIES)], linewidth=0)
                 begun += seconds
             axes.annotate(f"{begun:.0f} s", (begun, at), xytext=(4, 0), textcoords="offset points", va="center", fontsize=_FONT - 1, color=BLACK)
         axes.set_xlim(0, longest * 1.18 or 1)
@@ -142,24 +164,23 @@ def start_phases(result: Result) -> str:
         return _svg(figure, "Start time by phase, cold and warm, for each cell")
 
 
-def typical_start(cell: Mapping[str, Any], *, cold: bool) -> Mapping[str, Any]:
-    """The start of median length among the cell's cold (or warm) ones that came up and have phases; {} where there is none."""
-    starts = sorted((start for start in cell.get("starts") or () if start.get("ok") and bool(start.get("cold")) == cold and start.get("phases")),
-                    key=lambda start: float(start["seconds"]))
-    return starts[(len(starts) - 1) // 2] if starts else {}
+def typical_start(cell: CellResult, *, cold: bool) -> StartTimes | None:
+    """The start of median length among the cell's cold (or warm) ones that came up and have phases; None where there is none."""
+    starts = sorted((start for start in cell["starts"] if start["ok"] and start["cold"] == cold and start["phases"]),
+                    key=lambda start: start["seconds"])
+    return starts[(len(starts) - 1) // 2] if starts else None
 
 
 def roofline(result: Result, workload: str) -> str:
     """What share of the measured time the GPU's limits account for, prefill and decode, for each cell; "" where none was computed."""
-    rows = {name: found for name, cell in result["cells"].items()
-            if (found := (cell.get("roofline") or {}).get(workload)) and found.get("measured_s") and found.get("share_of_limit") is not None}
+    rows = {name: found for name, cell in result["cells"].items() if (found := cell["roofline"].get(workload))}
     if not rows:
         return ""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _rows(list(rows), result)
         most = 100.0
         for at, found in enumerate(rows.values()):
-            prefill, decode = (100 * (found.get(part) or 0.0) / found["measured_s"] for part in ("prefill_s", "decode_s"))
+            prefill, decode = (100 * part / found["measured_s"] for part in (found["prefill_s"], found["decode_s"]))
             axes.barh([at], [prefill], height=0.66, color=ORANGE, linewidth=0)
             axes.barh([at], [decode], left=[prefill], height=0.66, color=BLUE, linewidth=0)
             axes.annotate(f"{100 * found['share_of_limit']:.0f} %", (prefill + decode, at), xytext=(4, 0), textcoords="offset points", va="center",
@@ -190,23 +211,21 @@ def concurrency(result: Result, workload: str) -> str:
         return _svg(figure, f"Most concurrent requests within the limits of {workload}, for each cell")
 
 
-def most_held(cell: Mapping[str, Any], workload: str) -> list[float]:
+def most_held(cell: CellResult, workload: str) -> list[int]:
     """What each search of `cell` found: the most concurrent requests that kept the limits; [] where none was made."""
-    found = ((cell.get("slo") or {}).get(workload) or {}).get("most")
-    values = [] if found is None else found if isinstance(found, Sequence) else [found]
-    return [float(value) for value in values if value is not None]
+    found = cell["slo"].get(workload)
+    return found["most"] if found else []
 
 
-def _median(cell: Mapping[str, Any], workload: str, metric: str) -> float | None:
-    found = ((cell.get("metrics") or {}).get(workload) or {}).get(metric)
-    value = found.get("median") if found else None
-    return None if value is None or not math.isfinite(value) else float(value)
+def _median(cell: CellResult, workload: str, metric: str) -> float | None:
+    found = cell["metrics"].get(workload, {}).get(metric)
+    return found["median"] if found and math.isfinite(found["median"]) else None
 
 
-def _thinned(series: Mapping[str, Sequence[float]]) -> tuple[list[float], list[float]] | None:
+def _thinned(series: Memory) -> tuple[list[float], list[float]] | None:
     """Seconds from the first sample and GiB, few enough to draw, with the peak among them."""
-    times, gib = series.get("t_s") or (), series.get("gib") or ()
-    if not times or len(times) != len(gib):
+    times, gib = series["t_s"], series["gib"]
+    if not times:
         return None
     step = max(1, math.ceil(len(times) / _MOST_LINES))
     picked = [max(range(at, min(at + step, len(gib))), key=gib.__getitem__) for at in range(0, len(gib), step)]
@@ -264,9 +283,8 @@ def _roomy(axes: Axes, points: Mapping[str, tuple[float, float]]) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(_plain))
 
 
-def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str], line: Sequence[str],
-           needed: set[str]) -> None:
-    """Write each point's name beside it where there is room; further off, with a line to it, for the `needed` ones. The rest stay without.
+def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]], colours: Mapping[str, str], line: Sequence[str]) -> None:
+    """Write each point's name right beside it where there is room, else further off with a line to it. Those without room for either stay without.
 
     `colours` says the order too. `line` are the points that a stepped line joins, which no name may cover.
     """
@@ -277,8 +295,7 @@ def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]]
     for (x, y), (next_x, next_y) in pairwise(axes.transData.transform([points[name] for name in line]) if line else ()):
         taken += [Bbox([[x, y - 2], [next_x, y + 2]]), Bbox([[next_x - 2, y], [next_x + 2, next_y]])]
     for name, colour in colours.items():
-        rings = (8, 22, 38, 56, 76) if name in needed else (8, 16)
-        for distance in rings:
+        for distance in _RINGS:
             if placed := _free_place(axes, points[name], _short(name), colour, distance, frame, taken):
                 taken.append(placed)
                 break
@@ -286,18 +303,17 @@ def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]]
 
 def _free_place(axes: Axes, point: tuple[float, float], text: str, colour: str, distance: float, frame: Bbox, taken: Sequence[Bbox]) -> Bbox | None:
     """Write `text` at `distance` from `point` where it covers nothing that is `taken`, and return what it covers; None where all is taken."""
-    line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4} if distance > 20 else None
-    for degrees, across, along in ((0, "left", "center"), (180, "right", "center"), (90, "center", "bottom"), (270, "center", "top"),
-                                   (35, "left", "bottom"), (325, "left", "top"), (145, "right", "bottom"), (215, "right", "top")):
-        offset = (distance * math.cos(math.radians(degrees)), distance * math.sin(math.radians(degrees)))
-        note = axes.annotate(text, point, xytext=offset, textcoords="offset points", ha=across, va=along, fontsize=_FONT - 1, color=colour,
-                             arrowprops=line)
+    line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4} if distance > _RINGS[0] else None
+    note = axes.annotate(text, point, xytext=(0, 0), textcoords="offset points", fontsize=_FONT - 1, color=colour, arrowprops=line)
+    for degrees, across, along in _AROUND:
+        note.xyann = (distance * math.cos(math.radians(degrees)), distance * math.sin(math.radians(degrees)))
+        note.set(ha=across, va=along)
         note.get_window_extent()  # puts it in its place
         covers = Text.get_window_extent(note)  # without the line
         inside = frame.x0 <= covers.x0 and covers.x1 <= frame.x1 and frame.y0 <= covers.y0 and covers.y1 <= frame.y1
         if inside and not any(covers.overlaps(other) for other in taken):
             return covers
-        note.remove()
+    note.remove()
     return None
 
 

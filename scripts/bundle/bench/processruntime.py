@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import requests
 
@@ -26,12 +25,14 @@ from bundle import ROOT
 from bundle.base import console, shell
 from bundle.base.errors import BundleError, PrerequisiteError
 from bundle.bench import proctree, runtimes
+from bundle.bench.rundata import Ceilings, Provenance
 from bundle.bench.runtimes import StartFailed
 from bundle.bench.startphases import ENGINE_CORE_STARTS
 from bundle.config.settings import MODEL_IN_CONTAINER, Settings
 from bundle.fit import assessment, estimation
 from bundle.machine import gpu
 from bundle.machine.facts import Host
+from bundle.machine.gpu import Gpu
 from bundle.service import enginelog
 
 ENGINE_FILES = ROOT / "docker" / "engine"
@@ -51,6 +52,7 @@ class ProcessRuntime:
 
     def __init__(self, run_dir: Path) -> None:
         self.folder = run_dir
+        self.cards: tuple[Gpu, ...] = ()
         self._control: Settings | None = None
         self._engines: list[ProcessEngine] = []
 
@@ -68,7 +70,8 @@ class ProcessRuntime:
                                         fix="name one that is there: --set ENGINE_MODEL=/path/to/model, or --set MODEL_DIR=…")
         if settings[0].image_target == "cuda":
             _gpu_is_free(settings[0])
-            runtimes.warn_of_company()
+        self.cards = runtimes.cards(settings, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+        runtimes.warn_of_company(self.cards)
 
     def start(self, settings: Settings, label: str) -> "ProcessEngine":
         """As Runtime.start."""
@@ -109,17 +112,16 @@ class ProcessRuntime:
         self._engines.append(engine)
         return engine
 
-    def probe(self) -> dict[str, Any]:
+    def probe(self) -> Ceilings:
         """As Runtime.probe, in the control's environment."""
         assert self._control is not None, "prepare comes first"  # noqa: S101
         environment = _environment(self.folder) | dict(self._control.environment)
         done = shell.run([sys.executable, str(ENGINE_FILES / "benchprobe.py")], timeout_s=PROBE_LIMIT_S, env=environment)
-        found: dict[str, Any] = runtimes.last_json(done.stdout, "benchprobe.py")
-        return found
+        return runtimes.probed(done.stdout)
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
         """As Runtime.provenance; there are no images."""
-        return runtimes.provenance(self.name, runtimes.versions(), {})
+        return runtimes.provenance(self, runtimes.versions(), {})
 
     def close(self) -> None:
         """As Runtime.close."""

@@ -9,25 +9,30 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bundle import ROOT
 from bundle.base import console, files
 from bundle.base.errors import ConfigurationError
 from bundle.bench.matrix import TOGETHER
+from bundle.bench.rundata import (
+    GUARD_METRIC,
+    MAIN_METRIC,
+    NOT_MEASURED,
+    CellData,
+    CellResult,
+    Changed,
+    Comparison,
+    Kept,
+    Recommendation,
+    Result,
+    Row,
+)
 from bundle.config import envfile, settings
+from bundle.fit.assessment import SHARE_KEY
+from bundle.fit.request import DEFAULT_UTILIZATION
 
-Result = Mapping[str, Any]
-"""A run's result.json."""
-
-MAIN_METRIC = "output_tokens_per_s"
-GUARD_METRIC = "itl_ms_p99"
-"""What a faster cell must not worsen: the pause between two tokens that one request in a hundred sees."""
 WRITTEN_BY = "written by make bench-apply"
-NOT_MEASURED = "not measured"
 
-_SHARE = "ENGINE_GPU_MEMORY_UTILIZATION"
-_VLLM_SHARE = 0.92  # where none is set
 _AT_LATENCY = {"faster": "better", "slower": "worse"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _RESERVED = ("base", "site")
@@ -37,11 +42,8 @@ _CONTINUED = "#   "
 _OWN_SECTION = "#### Measured: what the profile did not have"
 
 
-def recommend(result: Result) -> dict[str, Any]:
-    """What `result` recommends on top of the control's profile.
-
-    {"base_profile", "set": [{"key", "value", "cell", "why"}], "kept": [{"key", "value", "why"}], "note"}; a value of "" means: not set.
-    """
+def recommend(result: Result) -> Recommendation:
+    """What `result` recommends on top of the control's profile."""
     picked = _pick(result)
     return {"base_profile": picked.control["profile"], "set": picked.changed_settings(), "kept": picked.kept(), "note": " ".join(picked.notes())}
 
@@ -93,7 +95,7 @@ def apply(result: Result, name: str, root: Path = ROOT) -> Path | None:
     return path
 
 
-def profile_text(base: str, result: Result, wanted: Mapping[str, Any]) -> str:
+def profile_text(base: str, result: Result, wanted: Recommendation) -> str:
     """The env file `base` with what `wanted` sets in place, below the header by which `apply` knows its own files again.
 
     Raises ConfigurationError for a setting that no env file can hold.
@@ -122,7 +124,7 @@ def profile_text(base: str, result: Result, wanted: Mapping[str, Any]) -> str:
 
 def measured_on(result: Result) -> str:
     """The hardware in a few words, with the limit that it was held to."""
-    provenance = result.get("provenance") or {}
+    provenance = result["provenance"]
     held = provenance.get("card_gib")
     return (provenance.get("gpu") or "a CPU") + (f" held to {held:g} GiB" if held else "")
 
@@ -132,26 +134,27 @@ def main_workload(result: Result) -> str:
     return str(next(iter(result["workloads"])))
 
 
-def comparison(result: Result, cell: str, workload: str, metric: str) -> Mapping[str, Any]:
-    """How `cell` compares with the control in one metric; {} where nothing was compared."""
-    found = (one for one in result.get("comparisons") or () if (one["cell"], one["workload"], one["metric"]) == (cell, workload, metric))
-    return next(found, {})
+def comparison(result: Result, cell: str, workload: str, metric: str) -> Row:
+    """How `cell` compares with the control in one metric."""
+    found = (one for one in result["comparisons"] if (one["cell"], one["workload"], one["metric"]) == (cell, workload, metric))
+    return next(found, Comparison().row(cell, workload, metric))
 
 
 def success(result: Result, cell: str, workload: str) -> float:
     """The share of the requests of `workload` that `cell` answered; 1 where nobody asked."""
-    return float((((result["cells"][cell].get("metrics") or {}).get(workload) or {}).get("success") or {}).get("median", 1.0))
+    found = result["cells"][cell]["metrics"].get(workload, {}).get("success")
+    return found["median"] if found else 1.0
 
 
-def times(compared: Mapping[str, Any]) -> str:
+def times(compared: Row) -> str:
     """A ratio in words: 1.42 times (95 % interval 1.38 to 1.46)."""
-    if not compared or compared.get("ratio") is None:
+    low, high = compared["low"], compared["high"]
+    if compared["ratio"] is None:
         return NOT_MEASURED
-    low, high = compared.get("low"), compared.get("high")
     return f"{compared['ratio']:.2f} times" + (f" (95 % interval {low:.2f} to {high:.2f})" if low is not None and high is not None else "")
 
 
-def changes(cell: Mapping[str, Any], control: Mapping[str, Any]) -> dict[str, str]:
+def changes(cell: CellData, control: CellData) -> dict[str, str]:
     """What `cell` has otherwise than `control`, of all that either sets; "" is "not set"."""
     keys = dict.fromkeys([*_assigned(cell), *_assigned(control)])
     return {key: _value(cell, key) for key in keys if _value(cell, key) != _value(control, key)}
@@ -161,20 +164,20 @@ def objection(result: Result, name: str) -> str:
     """Why the cell `name` is not to be recommended, judged on the main workload; "" where it is."""
     cell, workload = result["cells"][name], main_workload(result)
     compared, guard = (comparison(result, name, workload, metric) for metric in (MAIN_METRIC, GUARD_METRIC))
-    check = cell.get("output_check") or {}
-    if cell.get("state") == "failed":
-        return f"failed: {_first_line(cell.get('reason')) or 'no reason is known'}"
-    if check.get("verdict") == "different" or compared.get("verdict") == "wrong output":
-        return f"its answers at temperature 0 are not the control's ({check.get('equal', '?')} of {check.get('of', '?')} are equal)"
+    check = cell["output_check"]
+    if cell["state"] == "failed":
+        return f"failed: {_first_line(cell['reason']) or 'no reason is known'}"
+    if check["verdict"] == "different" or compared["verdict"] == "wrong output":
+        return f"its answers at temperature 0 are not the control's ({check['equal']} of {check['of']} are equal)"
     if (answered := success(result, name, workload)) < 1:
         return f"only {100 * answered:.1f} % of its requests were answered"
-    verdict = compared.get("verdict") or NOT_MEASURED
+    verdict = compared["verdict"]
     if verdict == "no difference seen":
-        smallest = compared.get("smallest")
+        smallest = compared["smallest"]
         return f"{times(compared)}: no difference seen" + (f"; one under {100 * smallest:.1f} % would not have shown" if smallest is not None else "")
     if verdict != "faster":
         return NOT_MEASURED if verdict == NOT_MEASURED else f"{times(compared)}: {verdict}"
-    if guard.get("verdict") == "slower":
+    if guard["verdict"] == "slower":
         return f"{times(compared)}: faster, but its P99 ITL is {times(guard)} the control's"
     return ""
 
@@ -192,7 +195,7 @@ class _Picked:
     """Why the others are not."""
 
     @property
-    def control(self) -> Mapping[str, Any]:
+    def control(self) -> CellResult:
         return _control(self.result)
 
     @property
@@ -202,16 +205,16 @@ class _Picked:
 
     def before(self, key: str) -> str:
         """What the control has for `key`, as its profile would say it."""
-        value, about = _value(self.control, key), self.result.get("provenance") or {}
-        if key == _SHARE and key not in _assigned(self.control) and about.get("card_gib") and about.get("gpu_memory_gib"):
+        value, about = _value(self.control, key), self.result["provenance"]
+        if key == SHARE_KEY and key not in _assigned(self.control) and (card := about.get("card_gib")) and (gpu := about.get("gpu_memory_gib")):
             # It was measured with a share of the larger GPU that is as much memory.
-            return f"{float(value or _VLLM_SHARE) * about['gpu_memory_gib'] / about['card_gib']:.2f}"
+            return f"{float(value or DEFAULT_UTILIZATION) * gpu / card:.2f}"
         return value
 
-    def changed_settings(self) -> list[dict[str, str]]:
+    def changed_settings(self) -> list[Changed]:
         return [{"key": key, "value": value, "cell": self.faster[0], "why": self._why(self.faster[0], key)} for key, value in self.values.items()]
 
-    def kept(self) -> list[dict[str, str]]:
+    def kept(self) -> list[Kept]:
         """The keys that stay as they are although a cell tried them otherwise, with what became of that."""
         outcomes: dict[str, list[str]] = {}
         for name, changed in self.tried.items():
@@ -226,14 +229,14 @@ class _Picked:
     def notes(self) -> Iterator[str]:
         """What belongs beside the recommendation, a sentence or two each."""
         control, profile = self.result["control"], self.control["profile"]
-        if not self.result.get("complete", True):
+        if not self.result["complete"]:
             yield "The run is not complete."
-        if self.control.get("state") != "measured":
+        if self.control["state"] != "measured":
             yield f"Nothing can be recommended: the control {control} was not measured."
         elif not self.faster:
             yield f"No setting was faster than {control} beyond noise on {main_workload(self.result)}: keep the profile {profile} as it is."
         cells, _ = together(self.result)
-        if self.result["cells"].get(TOGETHER, {}).get("state") == "measured":
+        if TOGETHER in self.result["cells"] and self.result["cells"][TOGETHER]["state"] == "measured":
             found = self.refused.get(TOGETHER) or f"{self._gained(TOGETHER)}: faster"
             yield f"What was faster each for itself was measured at once, too (cell {TOGETHER}): {found}."
         elif len(cells) > 1:
@@ -260,9 +263,9 @@ class _Picked:
         parts = [f"{self._gained(name)} the output tokens/s with "
                  f"{self.before(key) or 'it not set'}{' (together with ' + ', '.join(others) + ')' if others else ''}, "
                  f"on {workload}, run {self.result['run']}",
-                 f"P99 ITL {NOT_MEASURED}" if guard.get("verdict", NOT_MEASURED) == NOT_MEASURED else
+                 f"P99 ITL {NOT_MEASURED}" if guard["verdict"] == NOT_MEASURED else
                  f"P99 ITL {_AT_LATENCY.get(guard['verdict'], guard['verdict'])}, {times(guard)} the control's"]
-        if (self.result["cells"][name].get("output_check") or {}).get("verdict") != "same":
+        if self.result["cells"][name]["output_check"]["verdict"] != "same":
             parts.append("answers may differ from the control's, and their quality was not measured")
         return "; ".join(parts) + "."
 
@@ -275,23 +278,21 @@ def _pick(result: Result) -> _Picked:
     return _Picked(result=result, tried=tried, faster=tuple(faster), refused=refused)
 
 
-def _control(result: Result) -> Mapping[str, Any]:
-    control: Mapping[str, Any] = result["cells"][result["control"]]
-    return control
+def _control(result: Result) -> CellResult:
+    return result["cells"][result["control"]]
 
 
 def _ratio(result: Result, name: str) -> float:
-    ratio = comparison(result, name, main_workload(result), MAIN_METRIC).get("ratio")
-    return float(ratio) if ratio is not None else 0.0
+    return comparison(result, name, main_workload(result), MAIN_METRIC)["ratio"] or 0.0
 
 
-def _assigned(cell: Mapping[str, Any]) -> dict[str, str]:
-    return {text.partition("=")[0]: text.partition("=")[2] for text in cell.get("sets") or ()}
+def _assigned(cell: CellData) -> dict[str, str]:
+    return {text.partition("=")[0]: text.partition("=")[2] for text in cell["sets"]}
 
 
-def _value(cell: Mapping[str, Any], key: str) -> str:
+def _value(cell: CellData, key: str) -> str:
     """What `cell` was measured with; "" is "not set"."""
-    return _assigned(cell).get(key, str((cell.get("settings") or {}).get(key, "")))
+    return _assigned(cell).get(key, cell["settings"].get(key, ""))
 
 
 def _place(name: str, root: Path) -> Path:
@@ -323,8 +324,8 @@ def _comment(why: str) -> list[str]:
     return textwrap.wrap(why, _WIDTH, initial_indent=_REASON, subsequent_indent=_CONTINUED, break_long_words=False, break_on_hyphens=False)
 
 
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0].rstrip(".")
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0].rstrip(".")
 
 
 def _listed(names: Sequence[str]) -> str:

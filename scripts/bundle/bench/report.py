@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from bundle.bench import analysis, plots, recommend
-from bundle.bench.recommend import GUARD_METRIC, MAIN_METRIC, NOT_MEASURED, Result, comparison
+from bundle.bench.recommend import comparison
+from bundle.bench.rundata import GUARD_METRIC, MAIN_METRIC, NOT_MEASURED, CellResult, Facts, Metric, Result, Row
 
 _LATENCIES = {"ttft_ms": "TTFT", "itl_ms": "ITL", "tpot_ms": "TPOT", "e2e_ms": "whole request"}
 _FACTS = {"kv_cache_tokens": "KV cache, tokens", "kv_cache_gib": "KV cache, GiB", "weights_gib": "weights, GiB", "activation_gib": "activations, GiB",
@@ -61,10 +61,13 @@ class Part:
 
 def write(folder: Path, result: Result) -> None:
     """Write report.md and report.html of `result` (analysis.analyse) into `folder`."""
-    parts = list(_parts(result))
+    pages(folder, title=f"Benchmark {result['run']}", suite=result["suite"], answer=answer(result), parts=list(_parts(result)))
+
+
+def pages(folder: Path, *, title: str, suite: str, answer: Sequence[str], parts: Sequence[Part]) -> None:
+    """Write report.md and report.html into `folder`: what it says in a paragraph or two, and the parts below it."""
     for name in ("report.md", "report.html"):
-        text = _environment(name).get_template(f"{name}.j2").render(title=f"Benchmark {result['run']}", suite=result.get("suite", ""),
-                                                                    answer=answer(result), parts=parts)
+        text = _environment(name).get_template(f"{name}.j2").render(title=title, suite=suite, answer=answer, parts=parts)
         (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
 
 
@@ -72,16 +75,16 @@ def answer(result: Result) -> list[str]:
     """What the run says, in a paragraph or two: what is fastest, by how much, and what to do."""
     cells, control, workload = result["cells"], result["control"], recommend.main_workload(result)
     said = []
-    if not result.get("complete", True):
+    if not result["complete"]:
         said.append("**This run is not complete**: what follows holds for the engine starts that are done.")
-    if cells[control].get("state") != "measured":
-        why = _sentence(cells[control].get("reason")) + _sentence(cells[control].get("remedy"))
+    if cells[control]["state"] != "measured":
+        why = _sentence(cells[control]["reason"]) + _sentence(cells[control]["remedy"])
         return [*said, f"**Nothing can be compared**: the control `{control}` was not measured. {why}".strip()]
-    ranked = sorted((one for name in cells if (one := comparison(result, name, workload, MAIN_METRIC)).get("verdict") == "faster"),
-                    key=lambda one: -float(one["ratio"]))
+    compared = [comparison(result, name, workload, MAIN_METRIC) for name in cells]
+    ranked = sorted((one for one in compared if one["verdict"] == "faster"), key=lambda one: -(one["ratio"] or 0.0))
     if not ranked:
-        compared = [one for name in cells if (one := comparison(result, name, workload, MAIN_METRIC)) and one.get("smallest") is not None]
-        seen = f" An effect of {_percent(max(one['smallest'] for one in compared))} would have shown in each." if compared else ""
+        smallest = [one["smallest"] for one in compared if one["smallest"] is not None]
+        seen = f" An effect of {_percent(max(smallest))} would have shown in each." if smallest else ""
         others = "No cell was" if len(cells) > 1 else "The run has no other cell that could be"
         said.append(f"**{others} faster than `{control}`** beyond noise on {workload} ({_metric(cells[control], workload, MAIN_METRIC)} output "
                     f"tokens/s).{seen} Keep the profile `{cells[control]['profile']}` as it is.")
@@ -90,7 +93,7 @@ def answer(result: Result) -> list[str]:
         said.append(f"**`{best}` is fastest on {workload}**: {recommend.times(ranked[0])} the output tokens/s of the control `{control}`, "
                     f"{_metric(cells[best], workload, MAIN_METRIC)} against {_metric(cells[control], workload, MAIN_METRIC)}; P99 ITL "
                     f"{_metric(cells[best], workload, GUARD_METRIC)} against {_metric(cells[control], workload, GUARD_METRIC)} ms"
-                    f"{_WORSE.get(comparison(result, best, workload, GUARD_METRIC).get('verdict', ''), '')}.")
+                    f"{_WORSE.get(comparison(result, best, workload, GUARD_METRIC)['verdict'], '')}.")
         found = recommend.recommend(result)
         if why := recommend.objection(result, best):
             said.append(f"It is not recommended: {why}.")
@@ -99,12 +102,12 @@ def answer(result: Result) -> list[str]:
             said.append(f"What to do: `make bench-apply RUN={result['run']}` writes a profile of `{found['base_profile']}` with {settings}.")
         elif cells[best]["profile"] != cells[control]["profile"]:
             said.append(f"It is a whole profile: `make up PROFILE={cells[best]['profile']}`.")
-    if wrong := [name for name, cell in cells.items() if (cell.get("output_check") or {}).get("verdict") == "different"]:
+    if wrong := [name for name, cell in cells.items() if cell["output_check"]["verdict"] == "different"]:
         said.append(f"**Wrong output**: {_names(wrong)} did not give the control's answers at temperature 0, and must not be used however fast.")
     if lost := [f"`{name}` on {load} ({100 * answered:.1f} % answered)" for name in cells for load in result["workloads"]
                 if (answered := recommend.success(result, name, load)) < 1]:
         said.append(f"**Requests failed**: {', '.join(lost)}. What was left undone took no time, so no figure of these is one to go by.")
-    if failed := [name for name, cell in cells.items() if cell.get("state") == "failed"]:
+    if failed := [name for name, cell in cells.items() if cell["state"] == "failed"]:
         said.append(f"Failed: {_names(failed)}; the reasons are below.")
     return [" ".join(said)]
 
@@ -135,18 +138,18 @@ def _parts(result: Result) -> Iterator[Part]:
 
 
 def _hardware(result: Result) -> Table:
-    about, model = result.get("provenance") or {}, result.get("model") or {}
-    total, held, together = about.get("gpu_memory_gib"), about.get("card_gib"), result.get("side_by_side") or 1
+    about, model = result["provenance"], result["model"]
+    total, held, together = about.get("gpu_memory_gib"), about.get("card_gib"), result.get("side_by_side", 1)
     weights = "**random weights**, so its text is noise" if analysis.dummy_weights(result) else ""
     size = f"{model['weights_bytes'] / 2**30:.2f} GiB on disk" if model.get("weights_bytes") else ""
-    engine = about.get("engine") or {}
-    ceilings = result.get("ceilings") or {}
-    rates = ", ".join(f"{rate:,.0f} TFLOPS {kind}" for kind, rate in (ceilings.get("matmul_tflops") or {}).items() if rate)
+    engine = about.get("engine", {})
+    ceilings = result["ceilings"]
+    rates = ", ".join(f"{rate:,.0f} TFLOPS {kind}" for kind, rate in ceilings.get("matmul_tflops", {}).items())
     copy = f"{ceilings['copy_gb_s']:,.0f} GB/s copied" if ceilings.get("copy_gb_s") else ""
     gpu = about.get("gpu") or ("none: a CPU" if ceilings.get("device") == "cpu" else "")
     budget = f"**{about.get('gpu')} held to {held:g} GiB; no claim about another GPU**" if held else f"{total:.2f} GiB" if total else ""
     commit, changed = about.get("git_commit"), " with changes that are not committed" if about.get("git_dirty") else ""
-    images = ", ".join(f"{name} `{image}`" for name, image in (about.get("image") or {}).items())
+    images = ", ".join(f"{name} `{image}`" for name, image in about.get("image", {}).items())
     return _facts({
         "GPU": gpu, "driver": about.get("driver"), "GPU memory": budget, "engine": ", ".join(f"{name} {version}" for name, version in engine.items()),
         "model": "; ".join(part for part in (model.get("name"), size, weights) if part), "runtime": about.get("runtime"),
@@ -159,34 +162,34 @@ def _hardware(result: Result) -> Table:
 def _speeds(result: Result, workload: str) -> Table:
     """The fastest cell first, wrong output last."""
     cells, control = result["cells"], result["control"]
-    order = sorted((name for name, cell in cells.items() if cell.get("state") != "failed"), key=lambda name: (
-        comparison(result, name, workload, MAIN_METRIC).get("verdict") == "wrong output", -(_number(cells[name], workload, MAIN_METRIC) or 0.0)))
+    order = sorted((name for name, cell in cells.items() if cell["state"] != "failed"), key=lambda name: (
+        comparison(result, name, workload, MAIN_METRIC)["verdict"] == "wrong output", -(_number(cells[name], workload, MAIN_METRIC) or 0.0)))
     rows = []
     for name in order:
         compared = comparison(result, name, workload, MAIN_METRIC)
-        smallest = compared.get("smallest")
-        latencies = [_metric(cells[name], workload, metric) + _WORSE.get(comparison(result, name, workload, metric).get("verdict", ""), "")
+        smallest = compared["smallest"]
+        latencies = [_metric(cells[name], workload, metric) + _WORSE.get(comparison(result, name, workload, metric)["verdict"], "")
                      for metric in ("ttft_ms_p99", GUARD_METRIC)]
         rows.append([_named(result, name), _metric(cells[name], workload, MAIN_METRIC, interval=True),
-                     "1" if name == control else _ratio(compared), "" if name == control else compared.get("verdict") or NOT_MEASURED, *latencies,
+                     "1" if name == control else _ratio(compared), "" if name == control else compared["verdict"], *latencies,
                      "" if name == control else NOT_MEASURED if smallest is None else _percent(smallest)])
     return Table(columns=("cell", "output tokens/s", "to control", "verdict", "P99 TTFT, ms", "P99 ITL, ms", "would show from"), rows=rows,
                  control=order.index(control) if control in order else None)
 
 
 def _failures(result: Result) -> Table | str:
-    rows = [[name, str(cell["state"]), cell.get("reason") or NOT_MEASURED, cell.get("remedy") or "none is known"]
-            for name, cell in result["cells"].items() if cell.get("state") != "measured" or cell.get("reason")]
+    rows = [[name, cell["state"], cell["reason"] or NOT_MEASURED, cell["remedy"] or "none is known"]
+            for name, cell in result["cells"].items() if cell["state"] != "measured" or cell["reason"]]
     return Table(columns=("cell", "state", "reason", "remedy"), rows=rows, numbers=False) if rows else "Every cell started and was measured."
 
 
 def _outputs(result: Result) -> Table:
     rows = []
     for name, cell in result["cells"].items():
-        check = cell.get("output_check") or {}
-        if name != result["control"] and cell.get("state") == "measured":
-            equal = f"{check['equal']} of {check['of']}" if check.get("of") else NOT_MEASURED
-            rows.append([name, cell.get("outputs", ""), check.get("verdict") or NOT_MEASURED, equal])
+        check = cell["output_check"]
+        if name != result["control"] and cell["state"] == "measured":
+            equal = f"{check['equal']} of {check['of']}" if check["of"] else NOT_MEASURED
+            rows.append([name, cell["outputs"], check["verdict"], equal])
     return Table(columns=("cell", "its answers", "verdict", "equal answers"), rows=rows, numbers=False)
 
 
@@ -213,7 +216,7 @@ def _memory_and_starts(result: Result) -> Iterator[Part]:
     memory = plots.memory(result)
     about = "One start of each cell with the loads after it; grey: cells that are not named."
     yield Part(title="GPU memory over time", blocks=[Plots(about=about, figures=[memory])] if memory else [NOT_MEASURED])
-    starts, phases = result.get("starts") or {}, plots.start_phases(result)
+    starts, phases = result["starts"], plots.start_phases(result)
     ratio = starts.get("warm_to_cold")
     blocks: list[str | Table | Plots] = [
         f"A warm start of the control takes {ratio:.2f} of a cold one." if ratio is not None
@@ -224,18 +227,18 @@ def _memory_and_starts(result: Result) -> Iterator[Part]:
         blocks.append(Plots(about="Where a start spends its time.", figures=[phases]))
     rows = []
     for name, cell in result["cells"].items():
-        ok = [start for start in cell.get("starts") or () if start.get("ok")]
-        cold, warm = ([float(start["seconds"]) for start in ok if bool(start.get("cold")) == kind] for kind in (True, False))
+        ok = [start for start in cell["starts"] if start["ok"]]
+        cold, warm = ([start["seconds"] for start in ok if start["cold"] == kind] for kind in (True, False))
         rows.append([_named(result, name), *(_plain(statistics.median(seconds)) if seconds else NOT_MEASURED for seconds in (cold, warm)),
-                     str(len(ok)), str(len(cell.get("starts") or ()) - len(ok))])
+                     str(len(ok)), str(len(cell["starts"]) - len(ok))])
     blocks.append(_table(result, ("cell", "cold, s", "warm, s", "starts", "failed starts"), rows))
     if split := _phases(result["cells"][result["control"]]):
         blocks += ["The control's start by phase, in seconds:", split]
     yield Part(title="Start", blocks=blocks)
 
 
-def _phases(control: Mapping[str, Any]) -> Table | None:
-    kinds = [dict(plots.typical_start(control, cold=cold).get("phases") or ()) for cold in (True, False)]
+def _phases(control: CellResult) -> Table | None:
+    kinds = [dict(start["phases"] if (start := plots.typical_start(control, cold=cold)) else ()) for cold in (True, False)]
     names = list(dict.fromkeys(name for phases in kinds for name in phases))
     rows = [[name, *(_plain(phases[name]) if name in phases else ("0" if phases else NOT_MEASURED) for phases in kinds)] for name in names]
     return Table(columns=("phase", "cold", "warm"), rows=rows) if rows else None
@@ -248,17 +251,16 @@ def _limits(result: Result) -> Iterator[Part]:
     for workload in result["workloads"]:
         rows: list[list[str]] = []
         for name, cell in result["cells"].items():
-            if found := (cell.get("roofline") or {}).get(workload):
-                share = found.get("share_of_limit")
-                rows.append([_named(result, name), NOT_MEASURED if share is None else _percent(share), found.get("bound") or NOT_MEASURED,
-                             found.get("limited_by") or NOT_MEASURED, *(_plain(found.get(key)) for key in ("prefill_s", "decode_s", "measured_s"))])
+            if found := cell["roofline"].get(workload):
+                rows.append([_named(result, name), _percent(found["share_of_limit"]), found["bound"], found["limited_by"],
+                             _plain(found["prefill_s"]), _plain(found["decode_s"]), _plain(found["measured_s"])])
         if rows:
             if figure := plots.roofline(result, workload):
                 blocks.append(Plots(about=workload, figures=[figure]))
             columns = (workload, "of the limit", "bound", "limited by", "prefill, least s", "decode, least s", "measured s")
             blocks.append(_table(result, columns, rows))
-    unknown = dict.fromkeys(why for cell in result["cells"].values() if (why := cell.get("roofline_unknown")))
-    blocks += [f"Not computed for {_names([name for name, cell in result['cells'].items() if cell.get('roofline_unknown') == why])}: {why}"
+    unknown = dict.fromkeys(why for cell in result["cells"].values() if (why := cell["roofline_unknown"]))
+    blocks += [f"Not computed for {_names([name for name, cell in result['cells'].items() if cell['roofline_unknown'] == why])}: {why}"
                for why in unknown]
     yield Part(title="Distance from the limit", blocks=blocks if len(blocks) > 1 else [NOT_MEASURED])
     yield Part(title="Concurrency within limits", blocks=list(_concurrency(result)) or [NOT_MEASURED])
@@ -267,12 +269,11 @@ def _limits(result: Result) -> Iterator[Part]:
 def _concurrency(result: Result) -> Iterator[str | Table | Plots]:
     for workload, about in result["workloads"].items():
         held = {name: most for name, cell in result["cells"].items() if (most := plots.most_held(cell, workload))}
-        limits = about.get("slo") or {}
-        if not held:
+        limits = about["slo"]
+        if not held or not limits:
             continue
-        success = _percent(limits["success"]) if limits.get("success") is not None else NOT_MEASURED
-        yield f"{workload}: P99 TTFT at most {_plain(limits.get('ttft_ms_p99'))} ms, P99 ITL at most {_plain(limits.get('itl_ms_p99'))} ms, " \
-            f"{success} of the requests answered; searched up to {_plain(limits.get('most'))}."
+        yield f"{workload}: P99 TTFT at most {_plain(limits['ttft_ms_p99'])} ms, P99 ITL at most {_plain(limits['itl_ms_p99'])} ms, " \
+            f"{_percent(limits['success'])} of the requests answered; searched up to {_plain(limits['most'])}."
         if figure := plots.concurrency(result, workload):
             yield Plots(about="The bar is the median, a dot is one search.", figures=[figure])
         rows = [[_named(result, name), _plain(statistics.median(most)), ", ".join(map(_plain, most))] for name, most in held.items()]
@@ -280,8 +281,8 @@ def _concurrency(result: Result) -> Iterator[str | Table | Plots]:
 
 
 def _engine(result: Result) -> Table | str:
-    facts: dict[str, Mapping[str, Any]] = {name: next((start["facts"] for start in cell.get("starts") or () if start.get("facts")), {})
-                                           for name, cell in result["cells"].items()}
+    facts: dict[str, Facts] = {name: next((start["facts"] for start in cell["starts"] if start["facts"]), {})
+                               for name, cell in result["cells"].items()}
     known = [key for key in _FACTS if any(key in found for found in facts.values())]
     if not known:
         return NOT_MEASURED
@@ -295,7 +296,7 @@ def _by_workload(result: Result, names: Mapping[str, str]) -> list[str | Table |
 
 def _metrics(result: Result, workload: str, names: Mapping[str, str]) -> Table | str:
     """The medians of the metrics in `names`, for each cell; those that no cell has stand below as not measured."""
-    measured = {name: cell for name, cell in result["cells"].items() if cell.get("state") == "measured"}
+    measured = {name: cell for name, cell in result["cells"].items() if cell["state"] == "measured"}
     known = {key: label for key, label in names.items() if any(_number(cell, workload, key) is not None for cell in measured.values())}
     if not known:
         return f"{workload}: {NOT_MEASURED}."
@@ -319,34 +320,34 @@ def _recommended(result: Result) -> Iterator[str | Table | tuple[str, ...]]:
 
 
 def _provenance(result: Result) -> Table:
-    about, cells = result.get("provenance") or {}, result["cells"]
-    host = about.get("host") or {}
-    shape = (result.get("model") or {}).get("config") or {}
+    about, cells = result["provenance"], result["cells"]
+    host, shape = about.get("host"), result["model"].get("config", {})
     described = [f"{key} {shape[key]}" for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
                  if shape.get(key)]
     return _facts({
-        "run": result["run"], "suite": result.get("suite"), "began": _utc(result.get("started")), "ended": _utc(result.get("finished")),
-        "complete": "yes" if result.get("complete") else "no", "rounds": f"{result.get('rounds')}, forwards and backwards through the cells in turn",
-        "loads in a round": f"{result.get('repeats')} of each workload",
-        "engine starts": str(sum(len(cell.get("starts") or ()) for cell in cells.values())),
-        "host": f"{host.get('cpus')} CPUs, {host.get('memory_gib', 0):.0f} GiB of memory" if host else "", "Python": about.get("python"),
-        "model's shape": ", ".join([*(shape.get("architectures") or ()), *described]),
+        "run": result["run"], "suite": result["suite"], "began": _utc(result["started"]), "ended": _utc(result["finished"]),
+        "complete": "yes" if result["complete"] else "no", "rounds": f"{result['rounds']}, forwards and backwards through the cells in turn",
+        "loads in a round": f"{result['repeats']} of each workload",
+        "engine starts": str(sum(len(cell["starts"]) for cell in cells.values())),
+        "host": f"{host['cpus']} CPUs, {host['memory_gib']:.0f} GiB of memory" if host else "", "Python": about.get("python"),
+        "model's shape": ", ".join([*shape.get("architectures", ()), *described]),
         "cells": "; ".join(f"{name}: profile {cell['profile']}{' with ' + ' '.join(f'`{line}`' for line in cell['sets']) if cell['sets'] else ''}"
                            for name, cell in cells.items())})
 
 
 def _repeat(result: Result) -> Iterator[str | tuple[str, ...]]:
-    about = result.get("provenance") or {}
-    options = [f"--suite {result['suite']}"] if result.get("suite") else []
+    about = result["provenance"]
+    options = [f"--suite {result['suite']}"]
     options += ["--runtime process"] if about.get("runtime") == "process" else []
     options += [f"--card-gib {about['card_gib']:g}"] if about.get("card_gib") else []
-    options += [f"--side-by-side {result['side_by_side']}"] if (result.get("side_by_side") or 1) > 1 else []
-    options += [f"--{key} {result[key]}" for key in ("rounds", "repeats") if result.get(key)]
-    given = result.get("options") or {}
-    options += [f"{option} {shlex.quote(value)}" for option, key in (("--env-file", "env_files"), ("--set", "sets")) for value in given.get(key, ())]
+    options += [f"--side-by-side {result['side_by_side']}"] if (result.get("side_by_side", 1)) > 1 else []
+    given = result.get("options", {})
+    options += [f"--rounds {result['rounds']}", f"--repeats {result['repeats']}",
+                *(f"--env-file {shlex.quote(value)}" for value in given.get("env_files", ())),
+                *(f"--set {shlex.quote(value)}" for value in given.get("sets", ()))]
     yield "With the same commit and model on such a host; then hold the new run against this one (exit 6: slower beyond noise):"
     checkout = [f"git checkout {about['git_commit']}"] if about.get("git_commit") else []
-    yield (*checkout, " ".join(["python3 scripts/bench.py", *options, "--run again"]), f"make bench-compare A={result['run']} B=again")
+    yield (*checkout, " ".join(["python3 scripts/bench.py", *options, "--run again"]), f"python3 scripts/bench_compare.py {result['run']} again")
     yield "Everything here is in result.json beside this file; each engine start is a file in legs/."
 
 
@@ -356,8 +357,8 @@ def _title(result: Result, workload: str) -> str:
 
 def _load(result: Result, workload: str) -> str:
     about = result["workloads"][workload]
-    load = ", ".join(f"{key} {value}" for key, value in (about.get("load") or {}).items())
-    return f"{_sentence(about.get('about'))}Load: {load}." if load else _sentence(about.get("about")).strip()
+    load = ", ".join(f"{key} {value}" for key, value in about["load"].items())
+    return f"{_sentence(about['about'])}Load: {load}."
 
 
 def _named(result: Result, name: str) -> str:
@@ -373,16 +374,19 @@ def _facts(facts: Mapping[str, str | None]) -> Table:
     return Table(columns=("", ""), rows=[[name, value or NOT_MEASURED] for name, value in facts.items()], numbers=False)
 
 
-def _number(cell: Mapping[str, Any], workload: str, metric: str) -> float | None:
-    value = (((cell.get("metrics") or {}).get(workload) or {}).get(metric) or {}).get("median")
-    return None if value is None else float(value)
+def _found(cell: CellResult, workload: str, metric: str) -> Metric | None:
+    return cell["metrics"].get(workload, {}).get(metric)
 
 
-def _metric(cell: Mapping[str, Any], workload: str, metric: str, *, interval: bool = False) -> str:
-    found = ((cell.get("metrics") or {}).get(workload) or {}).get(metric) or {}
-    low, high = found.get("low"), found.get("high")
-    ends = f" ({_plain(low)}–{_plain(high)})" if interval and low is not None and high is not None else ""
-    return _plain(found.get("median")) + ends
+def _number(cell: CellResult, workload: str, metric: str) -> float | None:
+    found = _found(cell, workload, metric)
+    return found["median"] if found else None
+
+
+def _metric(cell: CellResult, workload: str, metric: str, *, interval: bool = False) -> str:
+    found = _found(cell, workload, metric)
+    ends = f" ({_plain(found['low'])}–{_plain(found['high'])})" if interval and found else ""
+    return _plain(found and found["median"]) + ends
 
 
 def _plain(value: object) -> str:
@@ -403,15 +407,15 @@ def _percent(share: float) -> str:
     return f"{100 * share:.{0 if share >= 0.1 else 1}f} %"
 
 
-def _ratio(compared: Mapping[str, Any]) -> str:
-    if compared.get("ratio") is None:
+def _ratio(compared: Row) -> str:
+    low, high = compared["low"], compared["high"]
+    if compared["ratio"] is None:
         return NOT_MEASURED
-    low, high = compared.get("low"), compared.get("high")
     return f"{compared['ratio']:.2f}" + (f" ({low:.2f}–{high:.2f})" if low is not None and high is not None else "")
 
 
-def _sentence(text: str | None) -> str:
-    text = (text or "").strip()
+def _sentence(text: str) -> str:
+    text = text.strip()
     return "" if not text else f"{text[0].upper()}{text[1:].rstrip('.')}. "
 
 
@@ -419,9 +423,8 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _utc(seconds: object) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds)) if isinstance(seconds, (int, float)) and not isinstance(seconds, bool) else \
-        str(seconds or "")
+def _utc(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def _environment(name: str) -> Environment:

@@ -25,6 +25,7 @@ from typing import Any
 
 from bundle import ROOT
 from bundle.base.errors import ConfigurationError, PrerequisiteError
+from bundle.bench.rundata import Ceilings, Distance, Sample
 from bundle.config.envfile import Entry
 from bundle.config.settings import Settings
 from bundle.fit import estimation, modelshape
@@ -83,7 +84,7 @@ class Work:
         return kept.full * length**2 / 2 + kept.windowed * (inside**2 / 2 + (length - inside) * inside)
 
 
-def work(config: Mapping[str, Any], settings: Mapping[str, str], ceilings: Mapping[str, Any]) -> Work:
+def work(config: Mapping[str, Any], settings: Mapping[str, str], ceilings: Ceilings) -> Work:
     """What the model of `config` (its config.json) costs with a cell's `settings`, on the GPU that `ceilings` (the probe's answer) describes.
 
     Raises ConfigurationError or PrerequisiteError where that cannot be computed, with the reason.
@@ -107,16 +108,12 @@ def work(config: Mapping[str, Any], settings: Mapping[str, str], ceilings: Mappi
     return Work(
         model=model, parameters=sum(kinds.get(kind, 0) for kind in ("linear", "router")) + kinds.get("expert", 0) * chosen, head=kinds[head],
         weights=_bytes(model, request, device, [*held, head]), experts=_bytes(model, request, device, ["expert"]), chosen=chosen,
-        kv_layer_bytes=estimation.estimate(model, request, device).kv_bytes_per_token / model.attention.layers,
+        kv_layer_bytes=estimation.estimate(model, request, device).kv_bytes_per_token / max(1, model.attention.layers),
         bandwidth=ceilings["copy_gb_s"] * 1e9, rate=_rate(model, request, rates) * 1e12)
 
 
-def distance(cost: Work, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """How far the repeats of one load were from the limit: the median of each number over `samples`; None where no request came through.
-
-    {"share_of_limit": the least time / the measured one, "bound": "prefill" | "decode", "prefill_s", "decode_s", "measured_s",
-    "limited_by": what limits a decode step}
-    """
+def distance(cost: Work, samples: Sequence[Sample]) -> Distance | None:
+    """How far the repeats of one load were from the limit: the median of each number over `samples`; None where no request came through."""
     rows = [row for sample in samples if (row := _least(cost, sample))]
     if not rows:
         return None
@@ -126,7 +123,7 @@ def distance(cost: Work, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]
             "decode_s": decode, "measured_s": measured, "limited_by": COMPUTE if computing > reading else BANDWIDTH}
 
 
-def _least(cost: Work, sample: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+def _least(cost: Work, sample: Sample) -> tuple[float, float, float, float] | None:
     """Seconds of prefill, of reading and of computing in all decode steps, and as measured."""
     requests, tokens, metrics = sample["requests"]["completed"], sample["tokens"], sample["metrics"]
     if not (requests and sample["seconds"] > 0):
@@ -139,7 +136,7 @@ def _least(cost: Work, sample: Mapping[str, Any]) -> tuple[float, float, float, 
     return cost.prefill_s(requests, prompt, hits), reading, computing, sample["seconds"]
 
 
-def _batch(sample: Mapping[str, Any], requests: int) -> float:
+def _batch(sample: Sample, requests: int) -> float:
     """Requests in the engine on average, where nobody counted them: their time in it over the load's (Little's law)."""
     return requests * float(sample["metrics"].get("e2e_ms_p50") or 0.0) / 1000 / float(sample["seconds"])
 
@@ -160,7 +157,7 @@ def _chosen(config: Mapping[str, Any]) -> float:
     return text.number("num_experts_per_tok", "experts_per_token", default=1) / text.experts
 
 
-def _device(ceilings: Mapping[str, Any]) -> Device | None:
+def _device(ceilings: Ceilings) -> Device | None:
     if ceilings.get("device") == "cpu":
         return None
     # Only bytes of weights and of a token are asked of fit here: they do not depend on how much memory there is.

@@ -10,13 +10,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from bundle.base import console, files
 from bundle.base.errors import ConfigurationError
-from bundle.bench import gpusampler, slo, startphases
+from bundle.bench import gpusampler, rundata, slo, startphases
 from bundle.bench.agent import Agent, AgentError
 from bundle.bench.matrix import TOGETHER, Cell, Suite, Workload
+from bundle.bench.rundata import (
+    RUN,
+    Answer,
+    CellData,
+    Data,
+    Held,
+    LegData,
+    Memory,
+    Run,
+    Sample,
+    Series,
+    Start,
+    WorkloadData,
+)
 from bundle.bench.runtimes import Engine, Runtime, StartFailed
 from bundle.config.settings import Settings
 from bundle.service import enginelog
@@ -25,6 +38,8 @@ PROMPTS = tuple(f"{count}. {text}" for count, text in enumerate((
     "The capital of France is", "def fibonacci(n):", "Water boils at", "import os\nimport sys\n", "Once upon a time there was",
     "SELECT name FROM"), start=1))
 OUTPUT_TOKENS = 32
+_PLANNED = ("suite", "control", "rounds", "repeats", "side_by_side", "cells", "workloads")
+"""What of a run must stay as it was begun."""
 AGENT_START_S = 300.0
 LOAD_LIMIT_S = 3600.0
 LOG_TAIL = 40
@@ -65,17 +80,18 @@ class Leg:
     """One start of an engine and everything that was measured on it; `write` puts it on disk whole or not at all."""
 
     folder: Path
-    order: int
-    cell: str
-    round: int
-    data: dict[str, Any]
+    data: LegData
+
+    @property
+    def name(self) -> str:
+        return f"{self.data['order']:03d}-{self.data['cell']}"
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{self.order:03d}-{self.cell}.json"
+        return self.folder / f"{self.name}.json"
 
     def write(self) -> None:
-        write_json(self.path, {"cell": self.cell, "order": self.order, "round": self.round} | self.data)
+        write_json(self.path, self.data)
 
 
 @dataclass(kw_only=True)
@@ -96,15 +112,26 @@ class Progress:
         self.done += 1
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     """`value` as JSON at `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(path, json.dumps(value, indent=1, default=str) + "\n")
 
 
-def read_legs(folder: Path) -> list[dict[str, Any]]:
+def read(kind: type[Data], path: Path) -> Data:
+    """The run's file at `path`. Raises ConfigurationError where there is none, or a damaged one."""
+    try:
+        return rundata.parsed(kind, path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{path.parent}: no {path.name} in it", fix="give the folder of a run: make bench made it below reports/") from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path}: cannot be read ({error})", fix="delete it and run make bench with the same RUN again: it is measured anew"
+                                 if path.name != RUN else "delete the folder and begin a new run") from error
+
+
+def read_legs(folder: Path) -> list[LegData]:
     """The legs of a run in the order of their starts."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "legs").glob("*.json"))]
+    return [read(LegData, path) for path in sorted((folder / "legs").glob("*.json"))]
 
 
 def run(job: Job, runtime: Runtime, follow_up: Callable[[], Job | None] = lambda: None) -> None:
@@ -130,42 +157,45 @@ def run(job: Job, runtime: Runtime, follow_up: Callable[[], Job | None] = lambda
 
 def _open(job: Job, runtime: Runtime) -> None:
     """Write run.json, or hold it against the one that is there."""
-    path = job.folder / "run.json"
-    plan = {"suite": job.suite.name, "control": job.suite.control.name, "rounds": job.suite.rounds, "repeats": job.suite.repeats,
-            "side_by_side": job.side_by_side, "cells": {cell.name: _cell(cell, job.settings[cell.name]) for cell in job.cells},
-            "workloads": {load.name: _workload(load) for load in job.suite.workloads}}
+    path = job.folder / RUN
+    plan: Run = {
+        "schema": 1, "run": job.run, "started": time.time(), "provenance": {}, "ceilings": {}, "model": {},
+        "options": {"env_files": list(job.options.get("env_files", ())), "sets": list(job.options.get("sets", ()))},
+        "suite": job.suite.name, "control": job.suite.control.name, "rounds": job.suite.rounds, "repeats": job.suite.repeats,
+        "side_by_side": job.side_by_side, "cells": {cell.name: _cell(cell, job.settings[cell.name]) for cell in job.cells},
+        "workloads": {load.name: _workload(load) for load in job.suite.workloads}}
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read(Run, path)
         before["cells"].pop(TOGETHER, None)
-        changed = sorted(key for key, value in plan.items() if before.get(key) != json.loads(json.dumps(value)))
-        if changed:
+        if changed := sorted(key for key in _PLANNED if before.get(key) != plan.get(key)):
             raise ConfigurationError(f"{path}: this run was begun with other {', '.join(changed)}; its halves could not be compared",
                                      fix="give the options that it was begun with, or begin a new run (another RUN=)")
         console.note(f"going on with {job.run}: {len(read_legs(job.folder))} starts are done")
         return
     with console.step("what this hardware can do: copy bandwidth and matrix product"):
         ceilings = runtime.probe()
-    provenance = runtime.provenance() | {"card_gib": job.card_gib, "matrix_sha256": job.matrix_sha256}
-    write_json(path, {"schema": 1, "run": job.run, "started": time.time(), "provenance": provenance, "ceilings": ceilings, "model": {},
-                      "options": job.options} | plan)
+    plan["provenance"] = runtime.provenance() | {"card_gib": job.card_gib, "matrix_sha256": job.matrix_sha256}
+    plan["ceilings"] = ceilings
+    write_json(path, plan)
 
 
 def _add(job: Job) -> None:
     """Put the cells of a further part into run.json."""
-    path = job.folder / "run.json"
-    data = json.loads(path.read_text(encoding="utf-8"))
+    path = job.folder / RUN
+    data = read(Run, path)
     data["cells"] |= {cell.name: _cell(cell, job.settings[cell.name]) for cell in job.suite.cells}
     write_json(path, data)
 
 
-def _cell(cell: Cell, settings: Settings) -> dict[str, Any]:
+def _cell(cell: Cell, settings: Settings) -> CellData:
     own = {key: settings.value(key) for key in settings.entries if key.startswith("ENGINE_") and settings.value(key)} | dict(settings.environment)
     return {"axis": cell.axis, "about": cell.about, "profile": cell.profile, "sets": list(cell.sets), "outputs": cell.outputs, "settings": own}
 
 
-def _workload(workload: Workload) -> dict[str, Any]:
-    limits = None if workload.slo is None else vars(workload.slo) | {}
-    return {"about": workload.about, "load": dict(workload.load), "slo": limits}
+def _workload(workload: Workload) -> WorkloadData:
+    limits = workload.slo
+    return {"about": workload.about, "load": dict(workload.load), "slo": None if limits is None else {
+        "ttft_ms_p99": limits.ttft_ms_p99, "itl_ms_p99": limits.itl_ms_p99, "success": limits.success, "start": limits.start, "most": limits.most}}
 
 
 class _Measuring:
@@ -191,7 +221,7 @@ class _Measuring:
         dead = {leg["cell"] for leg in self.legs if not leg["start"]["ok"]}
         todo = [(number, cell) for number, cell in self.job.visits() if (number, cell.name) not in done]
         progress = Progress(todo=len(todo))
-        with gpusampler.Sampler() as gpu:
+        with gpusampler.Sampler([card.index for card in self.runtime.cards]) as gpu:
             for number, cell in todo:
                 if cell.name in dead:  # it failed for a reason of its own, and would again
                     progress.count()
@@ -212,15 +242,15 @@ class _Measuring:
 
     def side_by_side(self) -> None:
         """Several engines up at once, the control in every group; visits go forwards and backwards through the group without a restart."""
-        complete = {leg["cell"] for leg in self.legs if not leg["start"]["ok"] or leg.get("visits", 0) >= self.job.suite.rounds}
+        complete = {leg["cell"] for leg in self.legs if not leg["start"]["ok"] or leg["visits"] >= self.job.suite.rounds}
         todo = [cell for cell in self.job.suite.cells if cell.name not in complete]
         width = self.job.side_by_side - 1
         groups = [todo[at:at + width] for at in range(0, len(todo), width)] or [[]] * (self.job.suite.control.name not in complete)
         progress = Progress(todo=len(groups))
         # Never one of an earlier call or part: its control was another engine, at another time.
-        first_group = 1 + max((sample["group"] for leg in self.legs for sample in leg["samples"]), default=-1)
+        first_group = 1 + max((sample.get("group", 0) for leg in self.legs for sample in leg["samples"]), default=-1)
         control: _Visit | None = None
-        with gpusampler.Sampler() as gpu:
+        with gpusampler.Sampler([card.index for card in self.runtime.cards]) as gpu:
             try:
                 for number, group in enumerate(groups, start=first_group):
                     progress.next("side by side: " + ", ".join(cell.name for cell in (self.job.suite.control, *group)))
@@ -268,13 +298,13 @@ class _Measuring:
         leg.data["memory"] = _memory(gpu, asked)
         leg.write()
 
-    def _leg(self, cell: Cell, number: int, start: Mapping[str, Any]) -> Leg:
+    def _leg(self, cell: Cell, number: int, start: Start) -> Leg:
         settings = self.job.settings[cell.name]
-        shown = {"argv": list(settings.argv), "environment": dict(settings.environment)}
-        digest = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
-        leg = Leg(folder=self.job.folder / "legs", order=self.order, cell=cell.name, round=number, data={
-            "settings": shown | {"sha256": digest}, "start": dict(start), "outputs": [], "samples": [], "slo": [],
-            "memory": {"t_s": [], "gib": []}, "visits": 0, "error": ""})
+        argv, environment = list(settings.argv), dict(settings.environment)
+        digest = hashlib.sha256(json.dumps({"argv": argv, "environment": environment}, sort_keys=True).encode()).hexdigest()
+        leg = Leg(folder=self.job.folder / "legs", data={
+            "cell": cell.name, "order": self.order, "round": number, "settings": {"argv": argv, "environment": environment, "sha256": digest},
+            "start": start, "outputs": [], "samples": [], "slo": [], "memory": {"t_s": [], "gib": []}, "visits": 0, "error": ""})
         self.order += 1
         return leg
 
@@ -322,7 +352,7 @@ class _Agents:
         argv = tuple(engine.agent_argv)
         if self.agent is None or self.argv != argv or not self.agent.alive():
             self.close()
-            log = self.folder / "logs" / f"{leg.order:03d}-{leg.cell}.agent.log"
+            log = self.folder / "logs" / f"{leg.name}.agent.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             self.agent, self.argv = Agent(argv, env=engine.agent_environment, log=log, ready_limit_s=AGENT_START_S), argv
         return self.agent
@@ -367,8 +397,9 @@ class _Visit:
                         raise AgentError(f"{workload.name}: none of {requests['asked']} requests was answered: {', '.join(requests['errors'])}")
                     series = gpu.window(answer["at"], answer["at"] + answer["seconds"])
                     _add_gpu(answer, series, alone=alone)
-                    self.leg.data["samples"].append({"workload": workload.name, "repeat": repeat, "turn": turn, "group": group, "seed": seed,
-                                                     "gpu": series} | answer)
+                    sample: Sample = {"workload": workload.name, "repeat": repeat, "turn": turn, "group": group, "seed": seed, "gpu": series,
+                                      **answer}
+                    self.leg.data["samples"].append(sample)
                     console.note(f"  {self.cell.name} · {workload.name}: {_line(answer)}")
         except AgentError as error:
             self.leg.data["error"] = str(error)
@@ -381,11 +412,11 @@ class _Visit:
     def search(self) -> None:
         """In a part's first round: the most concurrent requests that each workload's limits hold, searched with short loads."""
         for workload in self.job.suite.workloads:
-            if workload.slo is None or self.leg.round != self.job.part * self.job.suite.rounds or self.leg.data["error"]:
+            if workload.slo is None or self.leg.data["round"] != self.job.part * self.job.suite.rounds or self.leg.data["error"]:
                 continue
             limits = workload.slo
 
-            def holds(concurrency: int, workload: Workload = workload) -> dict[str, Any]:
+            def holds(concurrency: int, workload: Workload = workload) -> Held:
                 options = {"max-concurrency": str(concurrency), "request-rate": "inf", "num-prompts": str(max(3 * concurrency, 16))}
                 seed = self._seed(workload, f"slo {concurrency}", self.job.part, 0)
                 answer = self._load(self.agents.beside(self.engine, self.leg), workload, seed=seed, options=options)
@@ -410,7 +441,7 @@ class _Visit:
             self.leg.write()
 
     def _load(self, agent: Agent, workload: Workload, *, seed: int, requests: int | None = None,
-              options: Mapping[str, str] | None = None) -> dict[str, Any]:
+              options: Mapping[str, str] | None = None) -> Answer:
         given = dict(workload.load) | dict(options or {}) | {"seed": str(seed)}
         if requests is not None:
             given["num-prompts"] = str(requests)
@@ -423,16 +454,16 @@ class _Visit:
     def _seed(self, workload: Workload, what: str, group: int, turn: int) -> int:
         """The same for every cell at the same place of the schedule, so that all see the same prompts; never the same twice for one engine,
         so that its prefix cache holds none of them."""
-        place = f"{self.job.run} {workload.name} {what} {group} {self.leg.round} {turn}"
+        place = f"{self.job.run} {workload.name} {what} {group} {self.leg.data['round']} {turn}"
         return int.from_bytes(hashlib.sha256(place.encode()).digest()[:4])
 
     def _note_model(self, agent: Agent) -> None:
         """Put the model's shape into run.json, once: only beside the engine can it be read for sure."""
         path = self.job.folder / "run.json"
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read(Run, path)
         if not data["model"]:
             found = agent.model(self.engine.model, limit_s=60)
-            data["model"] = {"name": self.engine.served_model_name, "path": Path(self.engine.model).name} | found
+            data["model"] = {"name": self.engine.served_model_name, "path": Path(self.engine.model).name, **found}
             write_json(path, data)
 
 
@@ -445,7 +476,7 @@ def _warm_up(workload: Workload) -> int:
     return max(8, int(workload.load.get("num-prompts", "1000")) // WARM_UP_SHARE)
 
 
-def _judged(answer: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
+def _judged(answer: Answer, workload: Workload) -> Held:
     """One step of a search: what was measured, and whether it keeps the workload's limits."""
     limits, metrics, requests = workload.slo, answer["metrics"], answer["requests"]
     assert limits is not None  # noqa: S101  (the caller searches only where there are limits)
@@ -455,24 +486,25 @@ def _judged(answer: Mapping[str, Any], workload: Workload) -> dict[str, Any]:
     return {"held": held, "ttft_ms_p99": ttft, "itl_ms_p99": itl, "success": success, "output_tokens_per_s": metrics.get("output_tokens_per_s")}
 
 
-def _add_gpu(answer: dict[str, Any], series: Mapping[str, Sequence[float]], *, alone: bool) -> None:
+def _add_gpu(answer: Answer, series: Series, *, alone: bool) -> None:
     """What the driver tells, beside what the generator measured. Memory only where one engine alone had the GPU."""
     metrics = answer["metrics"]
     if alone and series["memory_gib"]:
         metrics["gpu_memory_gib_peak"] = max(series["memory_gib"])
     if series["watts"]:
-        metrics["watts_mean"] = statistics.fmean(series["watts"])
-        metrics["joules"] = metrics["watts_mean"] * answer["seconds"]
-        if metrics["joules"]:
-            metrics["tokens_per_joule"] = answer["tokens"]["output"] / metrics["joules"]
+        watts = statistics.fmean(series["watts"])
+        joules = watts * answer["seconds"]
+        metrics |= {"watts_mean": watts, "joules": joules}
+        if joules:
+            metrics["tokens_per_joule"] = answer["tokens"]["output"] / joules
 
 
-def _memory(gpu: gpusampler.Sampler, since: float) -> dict[str, list[float]]:
+def _memory(gpu: gpusampler.Sampler, since: float) -> Memory:
     series = gpu.window(since, time.time())
     return {"t_s": series["t_s"], "gib": series["memory_gib"]}
 
 
-def _line(answer: Mapping[str, Any]) -> str:
+def _line(answer: Answer) -> str:
     metrics, requests = answer["metrics"], answer["requests"]
     said = [f"{answer['seconds']:.1f} s", f"{metrics.get('output_tokens_per_s', 0.0):,.0f} output tokens/s"]
     said += [f"{name} P99 {metrics[key]:,.0f} ms" for name, key in (("TTFT", "ttft_ms_p99"), ("ITL", "itl_ms_p99")) if key in metrics]

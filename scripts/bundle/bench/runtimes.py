@@ -1,19 +1,21 @@
 """What starts engines to be measured: Docker Compose, or a process where vLLM is installed and Docker is not. The same from above."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from bundle import ROOT
 from bundle.base import console, shell
 from bundle.base.errors import BundleError
+from bundle.bench import rundata
+from bundle.bench.rundata import Ceilings, Provenance
 from bundle.config.settings import Settings
 from bundle.machine import gpu
 from bundle.machine.facts import Host
+from bundle.machine.gpu import Gpu
 
 PACKAGES = ("vllm", "torch")
 BUSY_MIB = 3072
@@ -77,6 +79,8 @@ class Runtime(Protocol):
     """What starts engines."""
 
     name: str
+    cards: tuple[Gpu, ...]
+    """The GPUs that the engines take, known once `prepare` has returned."""
 
     def prepare(self, settings: Sequence[Settings]) -> None:
         """Check all that can be checked before anything is started; the first of `settings` is the control's.
@@ -90,24 +94,30 @@ class Runtime(Protocol):
     def start_together(self, wanted: Sequence[tuple[Settings, str]]) -> Sequence[Engine | StartFailed]:
         """Several engines that stay up side by side, in the order asked for; one that fails does not keep the others from starting."""
 
-    def probe(self) -> dict[str, Any]:
+    def probe(self) -> Ceilings:
         """What this hardware can do, by docker/engine/benchprobe.py. To be asked while no engine runs."""
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> Provenance:
         """What the figures come from: runtime, gpu, driver, gpu_memory_gib, engine, image, git_commit, git_dirty, host, python."""
 
     def close(self) -> None:
         """Leave nothing: no container, no volume, no process, no cache."""
 
 
-def provenance(runtime: str, engine: Mapping[str, str], images: Mapping[str, str]) -> dict[str, Any]:
+def cards(settings: Sequence[Settings], visible: str = "") -> tuple[Gpu, ...]:
+    """The GPUs of this host that engines with these `settings` take, each once; `visible` is a CUDA_VISIBLE_DEVICES that they are given."""
+    found = gpu.read(Host()).gpus
+    own = [(tuple(filter(None, visible.split(",")))[:each.gpu_count] or each.gpus, each.gpu_count) for each in settings if each.image_target != "cpu"]
+    return tuple(dict.fromkeys(card for named, count in own for card in gpu.taken(found, named, count)))
+
+
+def provenance(runtime: "Runtime", engine: Mapping[str, str], images: Mapping[str, str]) -> Provenance:
     """What both runtimes say of this host; `engine` are its packages' versions, `images` the ids by name."""
-    nvidia = gpu.read(Host())
     return {
-        "runtime": runtime,
-        "gpu": ", ".join(card.name for card in nvidia.gpus),
-        "driver": nvidia.driver,
-        "gpu_memory_gib": sum(card.total_mib for card in nvidia.gpus) / 1024,
+        "runtime": runtime.name,
+        "gpu": ", ".join(card.name for card in runtime.cards),
+        "driver": gpu.read(Host()).driver,
+        "gpu_memory_gib": sum(card.total_mib for card in runtime.cards) / 1024,
         "engine": dict(engine),
         "image": dict(images),
         "git_commit": _git("rev-parse", "HEAD"),
@@ -128,21 +138,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def warn_of_company() -> None:
-    """Say which GPU is in use already: what else computes there disturbs every figure."""
-    for card in gpu.read(Host()).gpus:
+def warn_of_company(cards: Sequence[Gpu]) -> None:
+    """Say which of the GPUs is in use already: what else computes there disturbs every figure."""
+    for card in cards:
         used = card.total_mib - card.free_mib
         if used > BUSY_MIB:
             console.warn(f"GPU {card.index}: {used / 1024:.1f} GiB are in use before anything is measured; what computes there disturbs the figures")
 
 
-def last_json(printed: str, what: str) -> Any:
-    """The JSON of the last line that `what` printed. Raises BundleError when it is none."""
+def probed(printed: str) -> Ceilings:
+    """What docker/engine/benchprobe.py found: the last line that it printed. Raises BundleError when that is no such answer."""
     line = next((line for line in reversed(printed.splitlines()) if line.strip()), "")
     try:
-        return json.loads(line)
+        return rundata.parsed(Ceilings, line)
     except ValueError as error:
-        raise BundleError(f"{what} did not end with a line of JSON: {line[:200]!r}") from error
+        raise BundleError(f"benchprobe.py did not end with its line of JSON ({error}): {line[:200]!r}") from error
 
 
 def _git(*arguments: str) -> str:

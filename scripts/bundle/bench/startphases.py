@@ -1,9 +1,9 @@
 """From an engine's stamped log to where its start spent the time, and to what it said of its memory and its compiling."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from bundle.bench.rundata import Facts, Phases, StartTimes
 from bundle.service import enginelog
 
 ENGINE_CORE_STARTS = "Initializing a V1 LLM engine"
@@ -12,7 +12,7 @@ ENGINE_CORE_STARTS = "Initializing a V1 LLM engine"
 _COMPILES = re.compile(r"torch\.compile (?:took|and initial profiling)|Compiling a graph|Dynamo bytecode transform|Directly load")
 
 
-def phases(log: Sequence[tuple[float, str]], started: float, ready: float, held_s: float = 0.0) -> list[tuple[str, float]]:
+def phases(log: Sequence[tuple[float, str]], started: float, ready: float, held_s: float = 0.0) -> Phases:
     """The phases of a start with the seconds that each took, in order; they sum to `ready` - `started` - `held_s`.
 
     `log` is lines with the epoch seconds of their arrival. `held_s` is how long the engine was held at ENGINE_CORE_STARTS.
@@ -33,21 +33,21 @@ def phases(log: Sequence[tuple[float, str]], started: float, ready: float, held_
     return [("profiling memory" if each == "compiling" and not compiles else each, took) for each, took in seconds.items()]
 
 
-def facts(log: Sequence[tuple[float, str]]) -> dict[str, float | str]:
+def facts(log: Sequence[tuple[float, str]]) -> Facts:
     """What the engine said of itself while it started, under these keys; one that its log does not tell is absent.
 
     *_gib are GiB, *_s seconds, *_tokens tokens, requested_share a part of 1; attention_backend is a name; compiled_from_cache is 1.0 where
     a compiled model of an earlier start was used.
     """
     text = "\n".join(line for _, line in log)
-    found: dict[str, float | str] = {}
+    found: Facts = {}
     for key, pattern, read in _FACTS:
         if said := re.findall(pattern, text):
             found[key] = read(said)
     return found
 
 
-def cold(start: Mapping[str, Any]) -> bool:
+def cold(start: StartTimes) -> bool:
     """Whether a leg's `start` was the first of its kind: all caches were empty, or it compiled what a later one finds compiled.
 
     Such a start takes longer, and vLLM gives its engine another KV cache: right after compiling it measures more activations than when it loads

@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from bundle.bench.rundata import Comparison, Metric
+
 RESAMPLES = 10_000
 SMALLEST = 0.01
 """No verdict on less than 1 %, however well repeats agree: whoever runs it again, on another day, sees that much."""
@@ -33,23 +35,11 @@ CLEARLY_MORE = 2.0
 """From this ratio of variances on, the starts and not the repeats are what is repeated. Simulated with equal cells, 2 starts of 3 repeats and
 starts that differ by 0 to 3 times as much as repeats: this makes 2 to 6 % false verdicts, 3.0 more, and 1.0 misses more real effects."""
 
-FASTER, SLOWER, SAME, UNKNOWN = "faster", "slower", "no difference seen", "not measured"
+FASTER, SLOWER, SAME = "faster", "slower", "no difference seen"
 
 _Values = NDArray[np.float64]
 _INTERVAL = (2.5, 97.5)
 _SIGNIFICANCE, _POWER = 0.05, 0.80
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A cell against its control. Ratios are medians, cell / control, with a 95 % bootstrap interval; all None where nothing can be compared."""
-
-    ratio: float | None = None
-    low: float | None = None
-    high: float | None = None
-    smallest: float | None = None
-    """The smallest relative change that the noise on both sides would have let this run see."""
-    verdict: str = UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +50,10 @@ class Noise:
     freedom: int
 
 
-def summary(values: Sequence[float]) -> dict[str, object]:
-    """The median of `values` (at least one) with its 95 % bootstrap interval, and the values as they were measured."""
+def summary(values: Sequence[float], starts: Sequence[int]) -> Metric:
+    """The median of `values` (at least one) with its 95 % bootstrap interval, and the values as they were measured, with their `starts`."""
     low, high = np.percentile(_medians(np.asarray(values, dtype=float), side=0), _INTERVAL)
-    return {"median": float(np.median(values)), "low": float(low), "high": float(high), "values": list(values)}
+    return {"median": float(np.median(values)), "low": float(low), "high": float(high), "values": list(values), "starts": list(starts)}
 
 
 def compare(cell: Sequence[float], control: Sequence[float], *, higher_is_better: bool, cell_starts: Sequence[int] = (),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from bundle import ROOT
 from bundle.base import console
-from bundle.config import profiles, settings
+from bundle.base.errors import ConfigurationError
+from bundle.config import profiles, settings, several
 from bundle.config.envfile import Problem
-from bundle.config.settings import Settings
+from bundle.config.settings import ADAPTERS_IN_CONTAINER, Settings
 from bundle.fit import assessment
 from bundle.machine import devices, gpu
 from bundle.machine.devices import GIB, Device
@@ -79,9 +80,24 @@ def _held_to_folder(found: Settings) -> Settings:
     return replace(found, problems=(*found.problems, *problems))
 
 
+def _held_to_adapters(found: Settings) -> Settings:
+    """`found`, with an error for each LoRA adapter whose folder on this host is none."""
+    folder, seen = found.path("MODEL_ADAPTERS_DIR"), found.entries.get("ENGINE_LORA_MODULES")
+    if folder is None or seen is None:
+        return found
+    problems = []
+    for name, path in found.adapters.items():
+        there = folder / path.removeprefix(f"{ADAPTERS_IN_CONTAINER}/")
+        if path.startswith(f"{ADAPTERS_IN_CONTAINER}/") and not (there / "adapter_config.json").is_file():
+            problems.append(Problem(file=seen.file, line=seen.line, key=seen.key, message=f"{name}: {there} holds no adapter (adapter_config.json, "
+                                    f"adapter_model.safetensors). MODEL_ADAPTERS_DIR={folder} is what {ADAPTERS_IN_CONTAINER} stands for."))
+    return replace(found, problems=(*found.problems, *problems))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The deployment that a verb was asked for; `profile` "" means: choose one for the GPU called `gpu`, or for this host."""
+    """The deployment that a verb was asked for; `profile` "" means: choose one for the GPU called `gpu`, or for this host. Several profiles, with
+    commas between them, are several models."""
 
     profile: str = ""
     env_files: tuple[str | Path, ...] = ()
@@ -89,11 +105,30 @@ class Wanted:
     gpu: str = ""
 
 
+def load_all(wanted: Wanted, *, root: Path = ROOT, environ: Mapping[str, str] | None = None, host: Host | None = None) -> tuple[Settings, ...]:
+    """The settings of each model of the deployment. Raises ConfigurationError as `settings.load`."""
+    name, *others = wanted.profile.split(",")
+    leading = load(replace(wanted, profile=name), root=root, environ=environ, host=host)
+    further = [_held_to_files(settings.load_beside(leading, other, root=root)) for other in others]
+    return several.held_together((leading, *further))
+
+
+def _held_to_files(found: Settings) -> Settings:
+    return assessment.held_to_model(_held_to_adapters(_held_to_folder(found)))
+
+
 def load(wanted: Wanted, *, root: Path = ROOT, environ: Mapping[str, str] | None = None, host: Host | None = None) -> Settings:
-    """The settings of the deployment, its profile chosen and said where none was named. Raises ConfigurationError as `settings.load`."""
+    """The settings of the deployment, its profile chosen and said where none was named, for verbs that take one model.
+
+    Raises ConfigurationError as `settings.load`, and where several profiles are named.
+    """
+    if "," in wanted.profile:
+        raise ConfigurationError(f"{wanted.profile} are several models, and this verb takes one", fix="name one of the profiles; up, roll, check, "
+                                 "build, doctor and keys take several")
+
     def loaded(profile: str | None, chosen_by: str = "--profile") -> Settings:
         found = settings.load(profile, wanted.env_files, wanted.sets, root=root, environ=environ, chosen_by=chosen_by)
-        return assessment.held_to_model(_held_to_folder(first.placed(found)))
+        return _held_to_files(first.placed(found))
 
     if wanted.profile or settings.names_its_profile(wanted.env_files, root=root):
         return loaded(wanted.profile or None)

@@ -1,4 +1,5 @@
-"""The file of API keys: a line `KEY NAME`, or `KEY NAME metrics-only`; a key alone has no name. Empty lines and lines that start with # do not count.
+"""The file of API keys: a line `KEY NAME`, or `KEY NAME WORD` with one of RIGHTS; a key alone has no name. Empty lines and lines that start with #
+do not count.
 
 HAProxy reads the same file (docker/gateway/haproxy.cfg): up to the first blank is the key, what follows is what it knows of it.
 """
@@ -10,6 +11,9 @@ from dataclasses import dataclass, field
 SHORTEST = 16
 """Characters of a key; the gateway takes no shorter one, whatever the file says."""
 METRICS_ONLY = "metrics-only"
+CLASSES = ("interactive", "batch")
+"""Whose requests come first, where a model schedules by priority (ENGINE_SCHEDULING_POLICY); a key without a class counts as interactive."""
+RIGHTS = (METRICS_ONLY, *CLASSES)
 FORM = f"one per line: KEY NAME, the key one word of at least {SHORTEST} ASCII characters (`make keys ADD=name` writes one)"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,59}")
 
@@ -21,11 +25,13 @@ class Key:
     secret: str = field(repr=False)
     name: str = ""
     metrics_only: bool = False
+    class_: str = ""
+    """One of CLASSES, or "" for none."""
 
     @property
     def note(self) -> str:
         """What the gateway keeps beside the key, and writes into its log."""
-        return " ".join([self.name or "-", *([METRICS_ONLY] if self.metrics_only else [])])
+        return " ".join(filter(None, (self.name or "-", METRICS_ONLY if self.metrics_only else self.class_)))
 
     @property
     def line(self) -> str:
@@ -64,10 +70,11 @@ def _key(line: str, keys: Sequence[Key]) -> Key | str:
         return "a key is one word of ASCII characters, at the start of its line"
     if len(secret) < SHORTEST:
         return f"this key has {len(secret)} characters; less than {SHORTEST} can be guessed, and the gateway takes none of those"
-    if rest[1:] not in ([], [METRICS_ONLY]):
-        return f"behind the key stands its name, one word, and then at most {METRICS_ONLY}"
+    if len(rest) > 2 or not set(rest[1:]) <= set(RIGHTS):
+        return f"behind the key stands its name, one word, and then at most one of {', '.join(RIGHTS)}"
     if name and (fault := name_fault(name, keys)):
         return fault
     if any(key.secret == secret for key in keys):
         return "this key stands in the file twice"
-    return Key(secret=secret, name=name, metrics_only=len(rest) > 1)
+    right = rest[1] if len(rest) > 1 else ""
+    return Key(secret=secret, name=name, metrics_only=right == METRICS_ONLY, class_=right if right in CLASSES else "")

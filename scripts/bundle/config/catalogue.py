@@ -213,6 +213,18 @@ def elements(value: str) -> list[str]:
     return found
 
 
+def adapters(value: str) -> dict[str, str]:
+    """ENGINE_LORA_MODULES as the engine reads it: path by name, from NAME=PATH or {"name": …, "path": …}. What is neither has the path ""."""
+    found: dict[str, str] = {}
+    try:
+        for each in elements(value):
+            one = json.loads(each) if each.startswith("{") else dict(zip(("name", "path"), each.split("=", 1), strict=False))
+            found[str(one.get("name", each))] = str(one.get("path", ""))
+    except ValueError:  # the flag's own fault says so
+        return {}
+    return found
+
+
 def parse_number(value: str, kind: str) -> float | None:
     """`value` as the engine reads it, or None where it does not; kinds int, float and human_int (8K = 8192, 8k = 8000)."""
     if kind == "float":

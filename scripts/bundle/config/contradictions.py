@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from bundle.base.text import near
+from bundle.config import catalogue
 from bundle.config.catalogue import EXTENSIBLE, PREFIX, Catalogue, env_key, parse_number
 from bundle.config.envfile import Entry, Problem
 from bundle.config.keys import size_bytes
@@ -216,8 +217,18 @@ def _parallel(values: _Values) -> float:
 
 
 def _adapters(values: _Values) -> Iterator[Finding]:
-    if "ENGINE_LORA_MODULES" in values and values["ENGINE_ENABLE_LORA"] != "true":
+    if "ENGINE_LORA_MODULES" not in values:
+        return
+    if values["ENGINE_ENABLE_LORA"] != "true":
         yield "ENGINE_LORA_MODULES", "no adapter is served without ENGINE_ENABLE_LORA=true. Add that line, or delete this one.", "error"
+    for name, path in catalogue.adapters(values["ENGINE_LORA_MODULES"]).items():
+        if not path or re.search(r"\s", name):
+            yield "ENGINE_LORA_MODULES", f"{name!r} is not NAME=PATH, or its name has a blank. Write sql=/adapters/sql.", "error"
+        elif path.startswith("/adapters/") and "MODEL_ADAPTERS_DIR" not in values:
+            yield ("ENGINE_LORA_MODULES", f"nothing is mounted at /adapters, where {name} is looked for. Set MODEL_ADAPTERS_DIR to the folder on "
+                   "this host with the adapters' folders.", "error")
+        if name in values["ENGINE_SERVED_MODEL_NAME"].split():
+            yield "ENGINE_LORA_MODULES", f"{name} is the model's own name (ENGINE_SERVED_MODEL_NAME). Give the adapter another.", "error"
 
 
 def _tools(values: _Values) -> Iterator[Finding]:

@@ -57,6 +57,8 @@ def _int(minimum: int, maximum: int) -> HostKey:
 
 MOST_REPLICAS = 8
 """compose.yaml has as many engines."""
+MODELS = ("engine", "engine-b", "engine-c", "engine-d")
+"""The services of the models of one deployment, of which each has its replicas behind it (engine-b-2 …), and their backends in the gateway."""
 
 _NUMBER_KEY = HostKey(kind="number", required=True)
 _FILE = HostKey(path=True)
@@ -79,6 +81,7 @@ HOST_KEYS: dict[str, HostKey] = {
     "HEALTH_STALL_S": _int(10, 86_400),
     "HOST_GPUS": HostKey(kind="gpus"),
     "HOST_REPLICAS": _int(1, MOST_REPLICAS),
+    "HOST_REQUEST_TOKENS": _int(1, 16_777_216),
     "GATEWAY_BIND": HostKey(kind="address", required=True),
     "GATEWAY_PORT": _int(0, 65_535),
     "GATEWAY_API_KEYS_FILE": _FILE,
@@ -108,6 +111,7 @@ HOST_KEYS: dict[str, HostKey] = {
     "SLO_WAITING": _int(0, 1_000_000),
     "SLO_REFUSED_PER_MINUTE": _int(0, 1_000_000),
     "MODEL_DIR": _FILE,
+    "MODEL_ADAPTERS_DIR": _FILE,
     "BASE_IMAGE": HostKey(kind="image"),
     "BUILD_CA_BUNDLE": _FILE,
     "WHEELHOUSE": _FILE,
@@ -119,10 +123,21 @@ FOR_ENTRYPOINT = ("HEALTH_STALL_S",)
 DERIVED: tuple[str, ...] = ("COMPOSE_PROFILES", "GATEWAY_MONITORING", *(f"HOST_GPUS_{number}" for number in range(1, MOST_REPLICAS + 1)))
 """What compose.yaml takes from HOST_REPLICAS, HOST_GPU_COUNT, HOST_GPUS and HOST_MONITORING: the services that run, and each replica's GPUs."""
 
-HOST_KEYS |= dict.fromkeys(DERIVED, HostKey())
+GATEWAY_WRITTEN = ("GATEWAY_BACKENDS", "GATEWAY_MODELS_FILE")
+"""What `make up` tells the gateway of the models: the backends that it needs, and the file that says which model's name leads to which."""
+
+HOST_KEYS |= dict.fromkeys((*DERIVED, "GATEWAY_BACKENDS"), HostKey()) | {"GATEWAY_MODELS_FILE": _FILE}
+
+_SHARED = ("HOST_PROJECT", "HOST_SETUP", "HOST_ENGINE_OFFLINE", "HOST_ACCELERATOR", "HOST_STOP_GRACE_S", "ENGINE_SHUTDOWN_TIMEOUT", "IMAGE_GATEWAY",
+           "BASE_IMAGE", "BUILD_CA_BUNDLE", "WHEELHOUSE")
 
 FROM_ENVIRONMENT = ("BASE_IMAGE", "BUILD_CA_BUNDLE", "WHEELHOUSE", "HOST_SETUP")
 """Keys that may also come from the process environment (`make build BASE_IMAGE=…`), over base.env and under every other file."""
+
+
+def is_shared(key: str) -> bool:
+    """Whether `key` is of a whole deployment, however many models it serves: what concerns the gateway, the network, stopping and building."""
+    return key.startswith("GATEWAY_") or key in _SHARED
 
 
 def size_bytes(value: str) -> int:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 
 from bundle.base.text import near
-from bundle.config import verdicts
+from bundle.config import verdicts, words
 from bundle.config.catalogue import Catalogue
 from bundle.config.envfile import Entry
 from bundle.config.keys import HOST_KEYS, PREFIXES
@@ -14,9 +14,6 @@ ENVIRONMENT_PREFIXES = ("CUDA_", "CUBLAS_", "CUBLASLT_", "CUDNN_", "PYTORCH_", "
                         "OTEL_")
 ENVIRONMENT_NAMES = ("DO_NOT_TRACK", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "LD_PRELOAD", "HUGGING_FACE_HUB_TOKEN")
 """What the engine's process environment may hold: libraries' own names, passed through unchanged."""
-
-SHARE, AUTO = "--gpu-memory-utilization", "auto"
-"""The one flag that takes a word of the bundle's: the entrypoint measures the GPU at start and puts a number in its place."""
 
 _NOT_HERE = "a secret does not belong in an env file, whose values show in `docker inspect` and in handoffs."
 _KEYS = f"{_NOT_HERE} The gateway asks for keys: write one per line into a file and set GATEWAY_API_KEYS_FILE to it."
@@ -55,10 +52,11 @@ class Rules:
         flag = self.catalogue.find(key)
         if key == "ENGINE_MODEL":
             return f"{value!r} starts with a dash: the engine would read it as a flag." if value.startswith("-") else ""
-        if flag and flag.name == SHARE and self.catalogue.target == "cuda":
-            flag = replace(flag, words=(*flag.words, AUTO))
-        elif flag and flag.name == SHARE and value == AUTO:
-            return "auto measures a GPU, and the CPU engine uses none. Delete the line."
+        if flag and flag.name == words.SHARE and self.catalogue.target == "cpu":
+            if value == words.AUTO:
+                return "auto measures a GPU, and the CPU engine uses none. Delete the line."
+        elif flag and flag.name in words.WORDS:
+            flag = replace(flag, words=(*flag.words, words.AUTO))
         if flag:
             return flag.fault(value) if value else ""
         if negated := self.catalogue.negated(key):

@@ -13,10 +13,12 @@ from bundle.base.text import near
 from bundle.config import catalogue, contradictions, envfile, profiles, verdicts
 from bundle.config.catalogue import Catalogue
 from bundle.config.envfile import Entry, Problem
-from bundle.config.keys import DERIVED, FOR_ENTRYPOINT, FROM_ENVIRONMENT, HOST_KEYS
+from bundle.config.keys import DERIVED, FOR_ENTRYPOINT, FROM_ENVIRONMENT, GATEWAY_WRITTEN, HOST_KEYS, is_shared
 from bundle.config.rules import Rules
+from bundle.config.words import AUTO
 
 MODEL_IN_CONTAINER = "/model"
+ADAPTERS_IN_CONTAINER = "/adapters"
 SELFTEST_MODEL = "/opt/bundle/selftest-model"
 WRITTEN = ("HOST_PROFILE", "HOST_ENV_FILE")
 """Keys that only a flattened file holds; having both makes it one."""
@@ -69,9 +71,7 @@ class Settings:
 
     def require(self) -> None:
         """Raise ConfigurationError with every error at once; return when there is none."""
-        if self.errors:
-            count = f"{len(self.errors)} errors" if len(self.errors) > 1 else "an error"
-            raise ConfigurationError("\n".join([f"{count} in the settings (profile {self.profile})", *(f"  {problem}" for problem in self.errors)]))
+        require([self])
 
     @property
     def project(self) -> str:
@@ -136,6 +136,26 @@ class Settings:
         return self.value("ENGINE_SERVED_MODEL_NAME").split()[0]
 
     @property
+    def adapters(self) -> Mapping[str, str]:
+        """The LoRA adapters of ENGINE_LORA_MODULES: their paths in the container by the names that clients ask for."""
+        return catalogue.adapters(self.value("ENGINE_LORA_MODULES"))
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Every name that clients may ask for: the model's own, then its LoRA adapters'."""
+        return (*self.value("ENGINE_SERVED_MODEL_NAME").split(), *self.adapters)
+
+    @property
+    def gpu_share(self) -> float | None:
+        """Part of a GPU's memory that an engine asks for; 0 where it is given a number of bytes instead, None for auto."""
+        if self.value("ENGINE_KV_CACHE_MEMORY_BYTES"):
+            return 0.0
+        if self.value("ENGINE_GPU_MEMORY_UTILIZATION") == AUTO:
+            return None
+        flag = catalogue.load(_target(self.entries), root=self.root).find("ENGINE_GPU_MEMORY_UTILIZATION")
+        return catalogue.parse_number(self.value("ENGINE_GPU_MEMORY_UTILIZATION") or (flag and flag.default) or "", "float") or 0.0
+
+    @property
     def names_no_model(self) -> bool:
         """Whether neither a folder nor a model is named, so that the self-test model stands in."""
         return self.entries["ENGINE_MODEL"].file.startswith(_DERIVED) and not self.value("MODEL_DIR")
@@ -173,6 +193,15 @@ class _Layer:
     problems: list[Problem]
 
 
+def require(models: Sequence[Settings]) -> None:
+    """Raise ConfigurationError with every error of every model at once; return when there is none."""
+    errors = list(dict.fromkeys(problem for each in models for problem in each.errors))
+    if errors:
+        count = f"{len(errors)} errors" if len(errors) > 1 else "an error"
+        named = ", ".join(each.profile for each in models)
+        raise ConfigurationError("\n".join([f"{count} in the settings (profile {named})", *(f"  {problem}" for problem in errors)]))
+
+
 def load(profile: str | None, env_files: Sequence[str | Path] = (), sets: Sequence[str] = (), *, root: Path = ROOT,
          environ: Mapping[str, str] | None = None, chosen_by: str = "--profile") -> Settings:
     """The deployment of `profile` with `env_files` and `sets` (KEY=VALUE) laid over it; `chosen_by` is the origin of the profile's name.
@@ -199,10 +228,30 @@ def load(profile: str | None, env_files: Sequence[str | Path] = (), sets: Sequen
         problems += layer.problems
         if whole is None:
             problems += [_problem(layer.keys[key], "written by the bundle itself; delete the line.")
-                         for key in (*WRITTEN, *DERIVED) if key in layer.keys]
+                         for key in (*WRITTEN, *DERIVED, *GATEWAY_WRITTEN) if key in layer.keys]
         entries |= layer.keys
     entries["HOST_PROFILE"] = marker
     return _settings(_derived(entries), problems, [layer.name for layer in layers], root)
+
+
+def load_beside(first: Settings, profile: str, *, root: Path = ROOT) -> Settings:
+    """A further model of the deployment whose first is `first`: base.env and its own env file, and what is the whole deployment's from `first`.
+
+    What lies over the first one's profile (site.env, --env-file, --set) is of that model, and does not reach this one. Where its own file says
+    something else of what is shared, that is among the `problems`. Raises ConfigurationError where there is no such profile.
+    """
+    base, own = (_file(root / "env" / f"{name}.env", root) for name in ("base", _known(profile, root)))
+    shared = _Layer(name="", keys={key: entry for key, entry in first.entries.items() if is_shared(key)}, problems=[])
+    problems = [*base.problems, *own.problems]
+    for key, entry in own.keys.items():
+        if key in (*WRITTEN, *DERIVED, *GATEWAY_WRITTEN):
+            problems.append(_problem(entry, "written by the bundle itself; delete the line."))
+        elif is_shared(key) and entry.value != first.value(key):
+            problems.append(_problem(entry, f"is of the whole deployment, where the first model (profile {first.profile}) has "
+                                     f"{first.value(key) or 'nothing'}. Delete the line, or set it for that one."))
+    entries = base.keys | own.keys | shared.keys
+    entries["HOST_PROFILE"] = Entry(key="HOST_PROFILE", value=profile, file="--profile", line=0)
+    return _settings(_derived(entries), problems, [base.name, own.name], root)
 
 
 def names_its_profile(env_files: Sequence[str | Path], *, root: Path = ROOT) -> bool:
@@ -263,13 +312,18 @@ def _whole(layers: Sequence[_Layer]) -> Entry | None:
 
 
 def _own_layers(profile: str, root: Path, environ: Mapping[str, str]) -> list[_Layer]:
-    known = profiles.names(root)
-    if profile not in known:
-        raise ConfigurationError(f"no profile {profile!r} (env/{profile}.env).{near(profile, known)}", fix=f"profiles: {', '.join(known)}")
+    profile = _known(profile, root)
     given = _assignments([f"{key}={environ[key]}" for key in FROM_ENVIRONMENT if environ.get(key)], "environment")
     layers = [_file(root / "env" / "base.env", root), given, _file(root / "env" / f"{profile}.env", root)]
     site = root / "env" / "site.env"
     return [*layers, _file(site, root)] if site.exists() else layers
+
+
+def _known(profile: str, root: Path) -> str:
+    known = profiles.names(root)
+    if profile not in known:
+        raise ConfigurationError(f"no profile {profile!r} (env/{profile}.env).{near(profile, known)}", fix=f"profiles: {', '.join(known)}")
+    return profile
 
 
 def _file(path: Path, root: Path) -> _Layer:

@@ -4,14 +4,11 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bundle.base.errors import ConfigurationError
-from bundle.config import catalogue
 from bundle.config.keys import HOST_KEYS, size_bytes
-from bundle.config.rules import AUTO
 from bundle.config.settings import Settings
 from bundle.doctor import secretfiles
 from bundle.doctor.check import Check, fail, ok, warn
@@ -45,6 +42,10 @@ class Needs:
     memory: int = 0
     """Of each engine, in bytes."""
     replicas: int = 1
+    others: int = 0
+    """Engines of other models in the same deployment."""
+    others_memory: int = 0
+    """Of all of those together, in bytes."""
     gpus: int = 1
     """Of all engines together."""
     chosen: tuple[str, ...] = ()
@@ -78,7 +79,7 @@ class Needs:
             gpus=settings.gpu_count,
             chosen=settings.gpus if good("HOST_GPUS") else (),
             cdi=good("HOST_ACCELERATOR") == "cuda-cdi",
-            gpu_share=_gpu_share(settings, target),
+            gpu_share=settings.gpu_share,
             model_dir=assessment.model_folder(settings),
             model="" if settings.names_no_model else settings.value("ENGINE_MODEL"),
             weights=settings.value("ENGINE_LOAD_FORMAT") != "dummy",
@@ -88,9 +89,19 @@ class Needs:
         )
 
 
-def host_checks(settings: Settings, host: Host | None = None) -> list[Check]:
-    """Every check for the deployment. A fail means that `make up` cannot work."""
-    return examine(Needs.from_settings(settings), host or Host())
+def host_checks(models: Sequence[Settings], host: Host | None = None) -> list[Check]:
+    """Every check for the deployment of these models. A fail means that `make up` cannot work."""
+    return examine_all([Needs.from_settings(each) for each in models], host or Host())
+
+
+def examine_all(needs: Sequence[Needs], host: Host) -> list[Check]:
+    """`examine` for several models: what concerns one alone is told for each, the rest once; the memory of all is asked for together."""
+    engines = sum(each.replicas for each in needs)
+    together = sum(each.memory * each.replicas for each in needs)
+    found: dict[Check, None] = {}
+    for each in needs:
+        found |= dict.fromkeys(examine(replace(each, others=engines - each.replicas, others_memory=together - each.memory * each.replicas), host))
+    return list(found)
 
 
 def examine(needs: Needs, host: Host) -> list[Check]:
@@ -188,10 +199,13 @@ def _memory(needs: Needs, docker: Docker, host: Host, *, running: bool) -> Check
     free = host.memory("MemAvailable")
     found = f"{_gib(free)} GiB free of {_gib(total)}; HOST_ENGINE_MEMORY is {_gib(needs.memory)} GiB"
     found += f" for each of {needs.replicas} engines" if needs.replicas > 1 else ""
-    if needs.memory * needs.replicas > total:
+    found += f", and {_gib(needs.others_memory)} GiB for {needs.others} of other models" if needs.others else ""
+    wanted = needs.memory * needs.replicas + needs.others_memory
+    if wanted > total:
         more = ", or give Linux more of Windows' memory: [wsl2] memory= in .wslconfig, then wsl --shutdown" if host.wsl else ""
-        return fail("memory", found, f"set HOST_ENGINE_MEMORY to {int(total / needs.replicas / 2**30)}g or less{more}")
-    if needs.memory * needs.replicas > free and not running:
+        left = max(int((total - needs.others_memory) / needs.replicas / 2**30), 0)
+        return fail("memory", found, (f"set HOST_ENGINE_MEMORY to {left}g or less" if left else "lower HOST_ENGINE_MEMORY of each model") + more)
+    if wanted > free and not running:
         return warn("memory", found, "end other programs or lower HOST_ENGINE_MEMORY, or the kernel may have to kill something")
     return ok("memory", found)
 
@@ -284,18 +298,6 @@ def is_running(project: str, docker: Docker, host: Host) -> bool:
     if docker.error or not project:
         return False
     return bool(host.run("docker", "ps", "--quiet", "--filter", f"label={ports.PROJECT_LABEL}={project}").stdout.strip())
-
-
-def _gpu_share(settings: Settings, target: str) -> float | None:
-    if settings.value("ENGINE_KV_CACHE_MEMORY_BYTES"):
-        return 0.0
-    if settings.value("ENGINE_GPU_MEMORY_UTILIZATION") == AUTO:
-        return None
-    try:
-        flag = catalogue.load(target, root=settings.root).find("ENGINE_GPU_MEMORY_UTILIZATION")
-        return float(settings.value("ENGINE_GPU_MEMORY_UTILIZATION") or (flag and flag.default) or 0)
-    except (ConfigurationError, ValueError):
-        return 0.0
 
 
 def _existing(path: Path) -> Path:

@@ -1,12 +1,15 @@
 """Fit for a whole deployment: what `make check`, `make doctor` and `make up` say of its model and its GPU."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bundle.base.errors import ConfigurationError, PrerequisiteError
+from bundle.config import words
 from bundle.config.envfile import Problem
-from bundle.config.settings import MODEL_IN_CONTAINER, Settings
-from bundle.fit import estimation, quantization, remedies, report
+from bundle.config.settings import MODEL_IN_CONTAINER, SELFTEST_MODEL, Settings
+from bundle.config.words import Resolved
+from bundle.fit import estimation, found, quantization, remedies, report
 from bundle.fit.estimation import Difference, Estimate
 from bundle.fit.modelshape import read, read_quantization
 from bundle.fit.remedies import Change
@@ -16,7 +19,7 @@ from bundle.machine.devices import Device
 from bundle.machine.facts import Host
 
 SHARE_KEY = "ENGINE_GPU_MEMORY_UTILIZATION"
-QUANTIZATION_KEY = "ENGINE_QUANTIZATION"
+QUANTIZATION_KEY, SEQUENCES_KEY = "ENGINE_QUANTIZATION", "ENGINE_MAX_NUM_SEQS"
 NO_MODEL = "no model is known"
 HOPELESS = "Take a smaller model, or a larger GPU"
 
@@ -29,6 +32,8 @@ class Fit:
     estimate: Estimate | None = None
     unknown: str = ""
     fix: str = ""
+    resolved: Mapping[str, Resolved] = field(default_factory=dict)
+    """What `auto` becomes there, by key, as far as it is known."""
 
     @property
     def changes(self) -> list[Change]:
@@ -42,6 +47,8 @@ class Fit:
         one = self.estimate
         if not one.starts:
             return f"estimate: {'; '.join(one.problems)}"
+        if not one.sequence_bytes:
+            return f"no KV cache, which an encoder does not keep; {one.max_model_len:,} tokens at most (estimate)"
         return f"{one.kv_tokens:,} tokens of KV cache, {one.sequences_at_full_length:.2f} sequences of {one.max_model_len:,} (estimate)"
 
     @property
@@ -51,13 +58,25 @@ class Fit:
             return self.fix
         return ", or ".join(" ".join(change.lines) for change in self.changes)
 
-    def as_json(self) -> dict[str, object] | None:
-        return report.as_json(self.estimate, self.changes) if self.estimate else None
+    @property
+    def starts(self) -> bool | None:
+        """None where that is not known."""
+        return self.estimate.starts if self.estimate else None
 
-    def show(self) -> None:
-        """The table and the arithmetic on stdout, if there is an estimate."""
+    def differences(self, engine_log: str) -> tuple[Difference, ...]:
+        """The estimate beside what the log of a start says; empty where one of the two says nothing."""
+        return estimation.compare(self.estimate, engine_log) if self.estimate else ()
+
+    def as_json(self, differences: Sequence[Difference] = ()) -> dict[str, object] | None:
+        """Everything for machines; None where there is no estimate."""
+        if not self.estimate:
+            return None
+        return report.as_json(self.estimate, self.changes, differences)
+
+    def show(self, differences: Sequence[Difference] = ()) -> None:
+        """The table and the arithmetic on stdout, if there is an estimate, and the `differences` to an engine's log."""
         if self.estimate:
-            report.show(self.estimate, self.changes)
+            report.show(self.estimate, self.changes, differences)
 
 
 def model_folder(settings: Settings) -> Path | None:
@@ -71,7 +90,7 @@ def model_folder(settings: Settings) -> Path | None:
 def held_to_model(settings: Settings) -> Settings:
     """`settings` with what the engine would refuse for their model among their errors, as far as its config.json can be read."""
     folder, entry = model_folder(settings), settings.entries.get(QUANTIZATION_KEY)
-    if not folder or not entry:
+    if not folder or not entry or entry.value == words.AUTO:
         return settings
     try:
         method = quantization.refused(read_quantization(folder), entry.value)
@@ -80,7 +99,7 @@ def held_to_model(settings: Settings) -> Settings:
     if not method:
         return settings
     message = (f"the checkpoint in {folder} is quantized already ({method}), and the engine refuses to make {entry.value} of it. "
-               f"Set {QUANTIZATION_KEY}= (empty) in env/site.env, or take the checkpoint with 16-bit weights.")
+               f"Set {QUANTIZATION_KEY}=auto, or take the checkpoint with 16-bit weights.")
     return replace(settings, problems=(*settings.problems, Problem(file=entry.file, line=entry.line, key=entry.key, message=message)))
 
 
@@ -91,39 +110,98 @@ def assess(settings: Settings, gpu: str = "", *, host: Host | None = None, idle:
     """
     folder = model_folder(settings)
     if not (gpu or folder):
-        return Fit(unknown=NO_MODEL, fix="set MODEL_DIR in env/site.env")
+        return Fit(unknown=NO_MODEL, fix="set MODEL_DIR in env/site.env", resolved=_known(settings, folder, None))
     try:
         device = estimation.device_of(settings, gpu, host)
     except PrerequisiteError as error:
-        return Fit(unknown=error.message, fix=error.fix)
+        return Fit(unknown=error.message, fix=error.fix, resolved=_known(settings, folder, None))
     return assess_on(settings, devices.idle(device) if device and idle else device)
 
 
 def assess_on(settings: Settings, device: Device | None) -> Fit:
     """The fit of `settings` on `device` (None: the CPU engine)."""
     folder = model_folder(settings)
+    known = _known(settings, folder, device)
     if not folder:
-        return Fit(device=device, unknown=NO_MODEL, fix="set MODEL_DIR in env/site.env")
+        return Fit(device=device, unknown=NO_MODEL, fix="set MODEL_DIR in env/site.env", resolved=known)
     try:
-        return Fit(device=device, estimate=estimation.estimate(read(folder), requested(settings), device))
+        return estimated(settings, folder, device)
     except (ConfigurationError, PrerequisiteError) as error:
-        return Fit(device=device, unknown=error.message, fix=error.fix)
+        return Fit(device=device, unknown=error.message, fix=error.fix, resolved=known)
+
+
+def estimated(settings: Settings, folder: Path, device: Device | None, *, measured_overhead: int | None = None) -> Fit:
+    """As `assess_on`, for the model in `folder`; `measured_overhead` (bytes) replaces the estimated one, and what a start has found to add to it.
+
+    Raises ConfigurationError or PrerequisiteError where there is nothing to compute with: a value that is wrong, a model that is missing or damaged.
+    """
+    known = _known(settings, folder, device)
+    own = _with(settings, known)
+    request = requested(own, overhead=measured_overhead)
+    if measured_overhead is None:
+        request = replace(request, correction=found.correction(own, folder, device))
+    estimate = estimation.estimate(read(folder, request.hf_overrides), request, device)
+    if estimate.sequences_why:
+        known[SEQUENCES_KEY] = Resolved(value=str(estimate.max_num_seqs), why=estimate.sequences_why)
+    return Fit(device=device, estimate=estimate, resolved=known)
+
+
+def resolved(settings: Settings, fit: Fit) -> Settings:
+    """`settings` with a value in place of each `auto` that `fit` has resolved; what it could not stays, for the host or container that runs it."""
+    return _with(settings, fit.resolved)
+
+
+def unresolved(settings: Settings) -> str:
+    """What to do about an `auto` that only a host with the GPU can resolve, where `settings` still hold it; "" where they do not."""
+    if settings.value(SEQUENCES_KEY) != words.AUTO:
+        return ""
+    return (f"{SEQUENCES_KEY}=auto stays in it: `make up` on the host that runs it puts a number there, and plain Compose starts no engine so. "
+            "For plain Compose name the model and the GPU: MODEL_DIR= and GPU=NAME (--gpu NAME)")
+
+
+def decided(settings: Settings, fit: Fit) -> Settings:
+    """As `resolved`, for a start on this host: what only the host resolves, and `fit` could not, is left to the engine."""
+    own = resolved(settings, fit)
+    if own.value(SEQUENCES_KEY) != words.AUTO:
+        return own
+    return _with(own, {SEQUENCES_KEY: Resolved(value="", why=f"the engine's own default, because the fit is not known ({fit.unknown})")})
+
+
+def _with(settings: Settings, values: Mapping[str, Resolved]) -> Settings:
+    for key, one in values.items():
+        settings = settings.overridden({key: one.value}, f"auto ({settings.entries[key].origin}): {one.why}")
+    return settings
+
+
+def _known(settings: Settings, folder: Path | None, device: Device | None) -> dict[str, Resolved]:
+    """ENGINE_QUANTIZATION=auto, where checkpoint and device decide it; by the entrypoint's own rules."""
+    model, one = settings.value("ENGINE_MODEL"), None
+    if settings.value(QUANTIZATION_KEY) != words.AUTO:
+        return {}
+    if folder or not model.startswith("/"):
+        one = words.by_checkpoint(model, folder, settings.value("ENGINE_DTYPE"))
+    elif model != SELFTEST_MODEL:  # it lies in the image, which alone sees it; the bundle's own has 16-bit weights
+        device = None
+    if one is None and device:
+        one = words.by_gpu(device.capability, device.name)
+    if one is None and settings.image_target == "cpu":
+        one = words.by_gpu(None)
+    return {QUANTIZATION_KEY: one} if one else {}
 
 
 def starts(settings: Settings, device: Device) -> bool | None:
     """Whether the model starts on `device`; None where that cannot be computed."""
-    found = assess_on(settings, device)
-    return found.estimate.starts if found.estimate else None
+    return assess_on(settings, device).starts
 
 
-def held_to(settings: Settings, found: Fit) -> Settings:
-    """`settings` with everything that keeps them from starting on the device of `found` among their errors."""
-    if found.estimate:
-        wrong, fix = found.estimate.problems, found.remedy
+def held_to(settings: Settings, fit: Fit) -> Settings:
+    """`settings` with everything that keeps them from starting on the device of `fit` among their errors."""
+    if fit.estimate:
+        wrong, fix = fit.estimate.problems, fit.remedy
     else:
-        wrong, fix = tuple(filter(None, [share_refusal(settings, found.device)])), f"{SHARE_KEY}=auto"
-    entry = settings.entries.get(SHARE_KEY) or settings.entries["MODEL_DIR" if found.estimate else "IMAGE_TARGET"]
-    name = found.device.name if found.device else "the CPU engine"
+        wrong, fix = tuple(filter(None, [share_refusal(settings, fit.device)])), f"{SHARE_KEY}=auto"
+    entry = settings.entries.get(SHARE_KEY) or settings.entries["MODEL_DIR" if fit.estimate else "IMAGE_TARGET"]
+    name = fit.device.name if fit.device else "the CPU engine"
     advice = f"Use {fix}." if fix else f"{HOPELESS}."
     errors = [Problem(file=entry.file, line=entry.line, key=entry.key, message=f"on {name}: {problem}. {advice}") for problem in wrong]
     # A warning about the same value says less.
@@ -142,10 +220,10 @@ def share_refusal(settings: Settings, device: Device | None) -> str:
     return devices.refusal(device, request.utilization)
 
 
-def compared(expected: Estimate, engine_log: str) -> str:
-    """How far off the estimate was from what the log of a start says, in one line; "" when it says nothing."""
+def described(differences: Sequence[Difference]) -> str:
+    """Such as "KV cache 1.00 GiB estimated, 1.02 found (-2.0 %)", for all of them in one line."""
     return "; ".join(f"{one.what} {_number(one, one.estimated)} {one.unit} estimated, {_number(one, one.measured)} found ({one.error_percent:+.1f} %)"
-                     for one in estimation.compare(expected, engine_log))
+                     for one in differences)
 
 
 def _number(one: Difference, value: float) -> str:

@@ -8,16 +8,16 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
-from pathlib import Path
 
 from bundle.base.errors import ConfigurationError
 from bundle.config.contradictions import CPU_ENGINE_GIB
 from bundle.config.settings import Settings
 from bundle.fit import modelshape, overhead
 from bundle.fit import quantization as schemes
-from bundle.fit.kvcache import Cache, cell_bytes
+from bundle.fit.kvcache import Cache, Layout, cache
+from bundle.fit.layers import Attention
 from bundle.fit.modelshape import Model
-from bundle.fit.request import AUTO, Request, requested
+from bundle.fit.request import ALL_THAT_FIT, AUTO, Request
 from bundle.machine import devices
 from bundle.machine.devices import GIB, Device
 from bundle.machine.facts import Host
@@ -27,7 +27,6 @@ AUTO_MARGIN_BYTES = GIB // 2
 an RTX 5090 died at its first request, which wanted 0.25; with 0.75 GiB it served."""
 
 _BLOCK_TOKENS = {"cuda": 16, "cpu": 128}
-_LATENT_BLOCK_TOKENS = 16
 _CPU_BATCH = 2048, 128  # vLLM's own tokens and sequences of a step
 
 
@@ -42,10 +41,18 @@ class Estimate:
     weights_gpu_bytes: int
     overhead: Mapping[str, int]
     kv_bytes_per_token: int
-    """Of one token over all layers, while it is inside every window."""
+    """Of one token over all layers, while it is inside every window; 0 where nothing is kept: an encoder, or layers with a state alone."""
+    state_bytes: int
+    """Of one sequence, whatever its length: layers with a state."""
     kv_bytes: int
     kv_tokens: int
     sequences_at_full_length: float
+    requests: float
+    """Requests of `request_tokens` tokens that the KV cache holds at once."""
+    request_tokens: int
+    max_num_seqs: int
+    """Requests that are computed at once, and where ENGINE_MAX_NUM_SEQS=auto has found that number, how."""
+    sequences_why: str
     max_model_len: int
     sequence_bytes: int
     """KV memory that must be there to serve one sequence of `max_model_len` tokens."""
@@ -84,18 +91,11 @@ class Difference:
         return (self.estimated / self.measured - 1) * 100 if self.measured else 0.0
 
 
-def estimate_deployment(settings: Settings, directory: Path, *, gpu: str = "", measured_overhead: int | None = None) -> Estimate:
-    """The estimate for the model in `directory` under `settings`, on the GPU called `gpu` or this host's.
-
-    `measured_overhead` (bytes) replaces the estimated one. Raises ConfigurationError or PrerequisiteError where there is nothing to compute with:
-    a value that is wrong, no such GPU, a model that is not there or damaged.
-    """
-    request = requested(settings, overhead=measured_overhead)
-    return estimate(modelshape.read(directory), request, device_of(settings, gpu))
-
-
 def device_of(settings: Settings, gpu: str = "", host: Host | None = None) -> Device | None:
-    """The GPU called `gpu`, or this host's, for an engine with `settings`; None for the CPU engine. Raises as `of` does."""
+    """The GPU called `gpu`, or this host's, for an engine with `settings`; None for the CPU engine.
+
+    Raises ConfigurationError for a GPU that is not known or makes no sense, PrerequisiteError where there is none to look at.
+    """
     if settings.image_target != "cpu":
         return devices.find(gpu, root=settings.root, host=host, named=settings.gpus, count=settings.gpu_count)
     if gpu:
@@ -110,6 +110,8 @@ def most_that_starts(device: Device) -> float:
 
 def estimate(model: Model, request: Request, device: Device | None) -> Estimate:
     """What `request` makes of `model` on `device` (None: the CPU engine). Raises ConfigurationError where a setting cannot be computed."""
+    if request.max_num_seqs == ALL_THAT_FIT:
+        return _as_many_as_fit(model, request, device)
     weights = _weights(model, request)
     on_gpu = max(0, sum(_on_one_gpu(kind, size, request.tensor_parallel) for kind, (_, size) in weights.items()) - request.offloaded)
     tokens, seqs = _batch(model, request, device)
@@ -119,18 +121,44 @@ def estimate(model: Model, request: Request, device: Device | None) -> Estimate:
     memory = _cpu_memory(request) if device is None else request.kv_memory
     if memory is None:
         memory = budget - on_gpu - sum(parts.values())
-    cache = _cache(model, request, in_flight=tokens * (2 if request.async_scheduling else 1))
-    length, limit = _length(model, request, cache, memory)
-    sums = _Sums(request=request, device=device, cache=cache, on_gpu=on_gpu, overhead=sum(parts.values()), share=share, budget=budget,
-                 memory=memory, length=length)
+    held = _cache(model, request, in_flight=tokens * (2 if request.async_scheduling else 1))
+    length, limit = _length(model, request, held, memory)
+    expected = min(request.request_tokens or length, length)
+    sums = _Sums(request=request, device=device, attention=model.attention, cache=held, on_gpu=on_gpu, overhead=sum(parts.values()), share=share,
+                 budget=budget, memory=memory, length=length)
     return Estimate(
         model=model, request=request, device=device, weights_bytes=sum(size for _, size in weights.values()), weights_gpu_bytes=on_gpu,
-        overhead=parts, kv_bytes_per_token=cache.token_bytes, kv_bytes=max(0, memory), kv_tokens=cache.tokens(memory, length),
-        sequences_at_full_length=round(cache.sequences(memory, length), 2), max_model_len=length,
-        sequence_bytes=cache.sequence_bytes(length), utilization=share, block_tokens=cache.block_tokens,
+        overhead=parts, kv_bytes_per_token=held.token_bytes, kv_bytes=max(0, memory), kv_tokens=held.tokens(memory, length),
+        sequences_at_full_length=round(held.sequences(memory, length), 2), requests=held.sequences(memory, expected), request_tokens=expected,
+        max_num_seqs=seqs, sequences_why="", max_model_len=length, state_bytes=held.state_bytes,
+        sequence_bytes=held.sequence_bytes(length), utilization=share, block_tokens=held.block_tokens,
         problems=(*_refused(model, request, length, limit), *sums.problems()),
         arithmetic=(_weights_line(model, weights, on_gpu), *sums.lines(parts, share)),
         notes=(*model.notes, *([f"not counted: {', '.join(request.uncounted)}"] if request.uncounted else [])))
+
+
+def _as_many_as_fit(model: Model, request: Request, device: Device | None) -> Estimate:
+    """The estimate for the largest number of requests that the KV cache holds at once: none of them has to give way and be computed again.
+
+    A search, because the cache shrinks with the number of requests, whose logits and graphs take their part.
+    """
+    tokens = request.max_num_batched_tokens or _batch(model, replace(request, max_num_seqs=None), device)[0]
+    graphs = overhead.most_captured(request, device, tokens=tokens) if device and request.graphs else 0
+    most = min(tokens, graphs or tokens)
+
+    def of(number: int) -> Estimate:
+        return estimate(model, replace(request, max_num_seqs=number), device)
+
+    low, high = 1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if of(middle).requests >= middle else (low, middle - 1)
+    found = of(low)
+    bound = f", and no more than {most:,}: " + (f"the largest batch with a graph is {graphs:,}" if graphs == most else
+                                                f"a step has {tokens:,} tokens, one for each") if low == most else ""
+    why = (f"{found.kv_tokens:,} tokens of KV cache hold {found.requests:,.1f} requests of {found.request_tokens:,} tokens (HOST_REQUEST_TOKENS)"
+           f"{bound}")
+    return replace(found, request=request, sequences_why=why, arithmetic=(*found.arithmetic, f"requests at once (auto): {why}: {low}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +167,7 @@ class _Sums:
 
     request: Request
     device: Device | None
+    attention: Attention
     cache: Cache
     on_gpu: int
     overhead: int
@@ -165,20 +194,31 @@ class _Sums:
 
     def lines(self, parts: Mapping[str, int], share: float | None) -> Iterator[str]:
         """The arithmetic after the weights, spelled out."""
-        cache, kept = self.cache, self.cache.attention
-        windows = f" ({kept.full} keep all tokens, {kept.windowed} the last {kept.window:,})" if kept.windowed else ""
-        yield f"KV per token: {kept.layers} layers{windows} × {cache.layer_bytes:,} bytes = {cache.token_bytes:,} bytes"
+        held, kept = self.cache, self.attention
+        if kept.kept:
+            windows = f" ({kept.full} keep all tokens, {kept.windowed} the last {kept.window:,})" if kept.windowed else ""
+            of_each = f" × {held.token_bytes // kept.layers:,} bytes" if held.token_bytes % kept.layers == 0 and len(kept.kept) < 3 else ""
+            yield f"KV per token: {kept.layers} layers{windows}{of_each} = {held.token_bytes:,} bytes"
+        if kept.states:
+            yield f"state per sequence: {kept.states.layers} layers × {held.state_bytes // kept.states.layers:,} bytes = {held.state_bytes:,} bytes"
+        if not held.kinds:
+            yield "no KV cache: every token sees every other one at once (an encoder)"
         if self.device:
             yield f"budget: {gib(self.device.total)} GiB × {share:g} = {gib(self.budget)} GiB; free at start: {gib(self.device.free)} GiB"
             yield f"overhead (estimate): {' + '.join(f'{name} {gib(size)}' for name, size in parts.items())} = {gib(self.overhead)} GiB"
+            if right := self.request.correction:
+                before = self.overhead - right.bytes
+                yield f"corrected by the start of {right.since}: overhead {gib(before)} -> {gib(self.overhead)} GiB"
         if not self.device or self.request.kv_memory is not None:
             yield f"KV cache: {gib(self.memory)} GiB, as set"
         else:
             yield f"KV cache: {gib(self.budget)} - {gib(self.on_gpu)} weights - {gib(self.overhead)} overhead = {gib(self.memory)} GiB"
-        blocks, each = max(0, self.memory // cache.block_bytes), cache.blocks_of_sequence(self.length)
-        yield f"blocks: {gib(max(0, self.memory))} GiB / {cache.block_bytes:,} bytes for {cache.block_tokens} tokens = {blocks:,}"
+        if not held.kinds:
+            return
+        blocks, each = held.blocks(self.memory), held.blocks_of_sequence(self.length)
+        yield f"blocks: {gib(max(0, self.memory))} GiB / {held.block_bytes:,} bytes for {held.block_tokens} tokens = {blocks:,}"
         yield f"sequences: {blocks:,} blocks / {each:,} for one of {self.length:,} tokens = {blocks / each:.2f}"
-        yield f"tokens: {blocks:,} / {each:,} × {self.length:,} = {cache.tokens(self.memory, self.length):,}"
+        yield f"tokens: {blocks:,} / {each:,} × {self.length:,} = {held.tokens(self.memory, self.length):,}"
 
 
 def _weights(model: Model, request: Request) -> dict[str, tuple[int, int]]:
@@ -215,14 +255,11 @@ def _cpu_memory(request: Request) -> int:
 
 
 def _cache(model: Model, request: Request, *, in_flight: int) -> Cache:
-    kept = model.attention
-    if not (request.hybrid_cache and request.windows):
-        kept = replace(kept, full=kept.layers, windowed=0, window=0)
-    dtype = schemes.kv_cache(model.quantization) or AUTO if request.kv_dtype == AUTO else request.kv_dtype
-    heads = max(1, kept.kv_heads // request.tensor_parallel)
-    block = _BLOCK_TOKENS[request.target] if kept.value_dim else _LATENT_BLOCK_TOKENS
-    return Cache(attention=kept, layer_bytes=heads * cell_bytes(kept, dtype, float_bytes=request.float_bytes),
-                 block_tokens=request.block_tokens or block, in_flight=in_flight)
+    dtype = schemes.kv_cache(model.quantization, latent=not model.attention.value_dim) or AUTO if request.kv_dtype == AUTO else request.kv_dtype
+    return cache(model.attention, Layout(
+        dtype=dtype, float_bytes=request.float_bytes, gpus=request.tensor_parallel, in_flight=in_flight,
+        block_tokens=request.block_tokens or _BLOCK_TOKENS[request.target], windows=request.hybrid_cache and request.windows,
+        prefix_caching=request.prefix_caching, guesses=request.guesses, state_type=request.state_type))
 
 
 def _length(model: Model, request: Request, cache: Cache, memory: int) -> tuple[int, int]:
@@ -237,7 +274,7 @@ def _length(model: Model, request: Request, cache: Cache, memory: int) -> tuple[
 def _refused(model: Model, request: Request, length: int, limit: int) -> Iterator[str]:
     """What vLLM refuses before it looks at memory."""
     gpus, kept = request.tensor_parallel, model.attention
-    if kept.heads % gpus or (kept.value_dim and kept.kv_heads % gpus and gpus % kept.kv_heads):
+    if kept.heads % gpus or (kept.kept and kept.value_dim and kept.kv_heads % gpus and gpus % kept.kv_heads):
         yield f"{kept.heads} attention heads and {kept.kv_heads} KV heads cannot be split evenly over ENGINE_TENSOR_PARALLEL_SIZE={gpus} GPUs"
     if length > limit and not request.allow_long:
         yield (f"ENGINE_MAX_MODEL_LEN={length} is more than the model's {limit:,} tokens: "

@@ -102,13 +102,24 @@ def refused(config: Mapping[str, Any], wanted: str) -> str:
     return "" if _SAME.get(wanted, wanted) == _SAME.get(method, method) else method
 
 
-def kv_cache(config: Mapping[str, Any]) -> str:
-    """The KV cache type that a quantized checkpoint asks for where the flag says "auto"; "" when it asks for none."""
-    inner = config.get("quantization") or {}
+def kv_cache(config: Mapping[str, Any], *, latent: bool = False) -> str:
+    """The KV cache type that a quantized checkpoint asks for where the flag says "auto"; "" when it asks for none that the engine heeds.
+
+    As vLLM 0.33.0 does it: ModelOpt's by name or scheme (utils/torch_utils.py), and the scheme of compressed-tensors, of whatever kind, as fp8
+    (model_executor/layers/attention/attention.py), which layers with one `latent` vector (MLA) do not look at. No other method's.
+    """
+    method = str(config.get("quant_method") or "").lower()
+    if method == "compressed-tensors":
+        return "fp8" if config.get("kv_cache_scheme") is not None and not latent else ""
+    if not method.startswith("modelopt"):
+        return ""
+    inner = config.get("quantization")
+    inner = inner if isinstance(inner, Mapping) else config
     said = inner.get("kv_cache_scheme") or config.get("kv_cache_scheme") or inner.get("kv_cache_quant_algo") or config.get("kv_cache_quant_algo")
     if isinstance(said, Mapping):
-        return "nvfp4" if said.get("num_bits") == 4 else "fp8"
-    return {"FP8": "fp8", "NVFP4": "nvfp4"}.get(str(said).upper(), "")
+        bits = said.get("num_bits") if said.get("type") == "float" else 0
+        return "fp8" if bits == 8 and said.get("dynamic") is False else "nvfp4" if bits == 4 else ""
+    return {"fp8": "fp8", "nvfp4": "nvfp4"}.get(str(said).lower(), "")
 
 
 def loaded_bytes(weight: Weight, *, element_bits: int, scheme: Scheme | None) -> int:

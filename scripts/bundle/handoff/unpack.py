@@ -133,7 +133,7 @@ def install(folder: Path, chosen: Settings) -> list[str]:
 def bring_up(folder: Path, chosen: Settings) -> dict[str, object]:
     """Check this host and start the deployment from the compose.yaml in `folder`; as `lifecycle.up`."""
     shipped = bundled_images(folder, chosen)
-    return lifecycle.up(chosen, Deployment(project=chosen.project, home=folder), ensure_images=lambda _: imageset.require(shipped))
+    return lifecycle.up([chosen], Deployment(project=chosen.project, home=folder), ensure_images=lambda _: imageset.require(shipped))
 
 
 def command(folder: Path, sets: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ def ensure(settings: Settings) -> str:
     failure = "" if chosen else _pull(PUBLIC)
     if not chosen and not failure:
         return PUBLIC
-    _make(settings.value("HOST_SETUP") == "never", Path("/"), f"{PUBLIC} cannot be pulled ({failure})" if failure else f"there is no {OWN}")
+    _bootstrap(settings.value("HOST_SETUP") == "never", Path("/"), f"{PUBLIC} cannot be pulled ({failure})" if failure else f"there is no {OWN}")
     return OWN
 
 
@@ -59,7 +59,7 @@ def _pull(name: str) -> str:
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["no reason given"])[-1]
 
 
-def _make(set_up_forbidden: bool, root: Path, reason: str) -> None:
+def _bootstrap(set_up_forbidden: bool, root: Path, reason: str) -> None:
     """Make OWN with debootstrap, from the mirror that this machine's apt uses."""
     fields = apt.os_release((root / "etc/os-release").read_text(errors="replace")) if (root / "etc/os-release").is_file() else {}
     codename = fields.get("VERSION_CODENAME", "")
@@ -75,9 +75,15 @@ def _make(set_up_forbidden: bool, root: Path, reason: str) -> None:
     with TemporaryDirectory(prefix="base-image-") as folder:
         system = Path(folder) / "root"
         with console.step(f"base image: debootstrap {SUITE}"):
-            shell.run(["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(system), mirror], timeout_s=1800,
-                      failure=PrerequisiteError,
-                      fix="is the mirror reachable? debootstrap makes devices and mounts: a container needs --privileged for it")
+            try:
+                shell.run(["debootstrap", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(system), mirror], timeout_s=1800,
+                          failure=PrerequisiteError,
+                          fix="is the mirror reachable? debootstrap makes devices and mounts: a container needs --privileged for it")
+            except PrerequisiteError as error:
+                if "mounted with noexec or nodev" in error.message:  # then no device works there or no program runs, whatever the mirror
+                    raise PrerequisiteError(f"no system can be installed below {Path(folder).parent}: it is mounted noexec or nodev",
+                                            fix="name a folder on another file system: make build TMPDIR=/var/tmp") from error
+                raise
         # Security updates come with the images' own package steps; here only apt learns where from.
         if security := apt.source_for(root, f"{SUITE}-security", like=(f"{codename}-security",)):
             (system / f"etc/apt/sources.list.d/security.{security[0]}").write_text(security[1])

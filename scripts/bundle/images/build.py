@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from bundle.images.progress import Progress
 from bundle.machine import daemon
 
 SOURCE = "io.vllm-bundle.source"
-LOCK = "io.vllm-bundle.lock"
 TAIL_LINES = 50
 
 _FIXES = (
@@ -124,7 +122,7 @@ def _prepared(settings: Settings, lock: Path, *, wheels: bool) -> Iterator[tuple
     pip = buildinputs.pip_configuration()
     found = buildinputs.wheels(settings, pip, lock) if wheels else {}
     STATE.mkdir(exist_ok=True)
-    knobs = {"BASE_IMAGE": baseimage.ensure(settings), "BUILD_REVISION": revision()}
+    knobs = {"BASE_IMAGE": baseimage.ensure(settings)}
     with TemporaryDirectory(prefix="build-", dir=STATE) as folder:
         marked = f"{buildinputs.LEAK_MARK}\n{authorities}" if authorities else ""
         for key, text in {"BUILD_CA_BUNDLE": marked, "BUILD_INDEX": buildinputs.indexes(pip)}.items():
@@ -149,8 +147,7 @@ def _build(settings: Settings, image: Image, env_file: Path, knobs: Mapping[str,
     log = STATE / f"build-{settings.image_target if image.service == 'engine' else image.service}.log"
     # The daemon's own builder: another one that the operator may have chosen does not see the images that are on this host.
     builder = shell.run(["docker", "context", "show"], timeout_s=60, env=daemon.client_environment()).stdout.strip()
-    environ = {**daemon.client_environment(), **knobs, "BUILDX_BUILDER": builder, "BUILD_SOURCE": image.source,
-               "BUILD_LOCK": files.digest(image.lock) if image.lock else "", "DOCKER_BUILDKIT": "1"}
+    environ = {**daemon.client_environment(), **knobs, "BUILDX_BUILDER": builder, "BUILD_SOURCE": image.source, "DOCKER_BUILDKIT": "1"}
     # Compose labels the image with the project, and every container of the image inherits that: it must not pass for one of a deployment.
     argv = ["docker", "compose", "--file", str(ROOT / "compose.yaml"), "--env-file", str(env_file), "--project-name", "vllm-bundle-images",
             "--progress", "plain", "build", *(["--no-cache"] if force else []), image.service]
@@ -174,14 +171,6 @@ def remedy(tail: Sequence[str]) -> str:
     """What to do about a build that ended with these lines."""
     text = "\n".join(tail)
     return next((fix for pattern, fix in _FIXES if re.search(pattern, text)), "the lines above say why")
-
-
-def revision() -> str:
-    """The git commit of the sources, with `-dirty` when files differ from it; "" outside a git checkout."""
-    if not shutil.which("git"):
-        return ""
-    found = shell.run(["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude", "*"], timeout_s=30, failure=None)
-    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def size(name: str) -> int:

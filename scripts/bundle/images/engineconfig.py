@@ -9,10 +9,11 @@ from typing import Any
 from bundle import ROOT
 from bundle.base import shell
 from bundle.base.errors import ConfigurationError, PrerequisiteError
+from bundle.config import words
 from bundle.config.catalogue import PREFIX
 from bundle.config.envfile import Problem
-from bundle.config.rules import AUTO
 from bundle.config.settings import MODEL_IN_CONTAINER, Settings
+from bundle.fit import assessment
 from bundle.machine import daemon, devices
 from bundle.machine.devices import Device
 
@@ -21,8 +22,8 @@ _ASK = "/opt/bundle/ask"
 # label=disable: this container reads the bundle's and the model's files where they lie, and SELinux would want them relabelled.
 _CONFINED = ("--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--security-opt=label=disable",
              "--tmpfs=/tmp:exec,mode=1777", "--tmpfs=/cache:exec,uid=2000,gid=2000")
-_UNUSED = "0.9"
-"""In the place of a share of memory that is measured at the start."""
+_UNUSED = {words.SHARE: ("0.9",), "--device-memory-utilization": ("0.9",)}
+"""In the place of `auto` where it is left: a share of memory that is measured at the start. Other flags are left out with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +50,15 @@ def ask(settings: Settings, device: Device | None) -> Answer:
         raise ConfigurationError(f"{model} is a hub name, and the engine is asked without a network", fix="MODEL_DIR= a folder that holds the model")
     if not daemon.image_id(settings.image_engine):
         raise PrerequisiteError(f"there is no image {settings.image_engine} to ask", fix=f"make build PROFILE={settings.profile}")
-    argv = [_UNUSED if word == AUTO and before.endswith("-memory-utilization") else word
-            for before, word in zip(settings.argv[1:], settings.argv[2:], strict=False)]
+    gpu = None if settings.image_target == "cpu" else device or devices.find("rtx-5090", root=settings.root)
+    argv = list(assessment.resolved(settings, assessment.assess_on(settings, gpu)).argv[2:])
+    for at in reversed([at for at, word in enumerate(argv) if word == words.AUTO and argv[at - 1] in (*_UNUSED, *words.WORDS)]):
+        argv[at - 1:at + 1] = [argv[at - 1], *_UNUSED[argv[at - 1]]] if argv[at - 1] in _UNUSED else []
     options = [f"--volume={ROOT / 'docker/model'}:{_ASK}:ro", *(f"--env={key}={value}" for key, value in settings.environment.items())]
     if settings.model_dir:
         options.append(f"--volume={settings.model_dir}:{MODEL_IN_CONTAINER}:ro")
     command = f"exec python {_ASK}/engine_check.py {shlex.join(argv)}"
-    if settings.image_target == "cuda":
-        gpu = device or devices.find("rtx-5090", root=settings.root)
+    if gpu:
         options.append(f"--env=PRETENDED_GPU={_pretended(gpu, int(settings.value('HOST_GPU_COUNT')))}")
         # Its modules are linked against the driver, of which CUDA brings a stub.
         command = f"ln -s $CUDA_HOME/lib/stubs/libcuda.so /tmp/libcuda.so.1; LD_LIBRARY_PATH=/tmp PYTHONPATH={_ASK}/pretended {command}"

@@ -98,7 +98,8 @@ def _detected(root: Path, host: Host, named: Sequence[str], count: int) -> Devic
     if not cards:
         why = found.error or f"HOST_GPUS={','.join(named)} names none of the {len(found.gpus)} of this host"
         raise PrerequisiteError(f"no GPU to look at: {why}", fix=f"name one: --gpu {' | '.join(_table(root))}")
-    return device_of_card(min(cards, key=lambda one: one.free_mib), root=root)
+    tightest = device_of_card(min(cards, key=lambda one: one.free_mib), root=root)
+    return replace(tightest, capability=min(card.compute_capability for card in cards))  # what all of them can do
 
 
 def _table(root: Path) -> dict[str, Any]:

@@ -152,13 +152,13 @@ def _whole(files: Sequence[File], directory: Path) -> set[File]:
     whole: set[File] = set()
     progress = Progress("read", total=sum(file.size for file in candidates))
 
-    def check(file: File) -> None:
+    def verify(file: File) -> None:
         if _checksum(directory / file.path, file.checksum, progress.add) == file.checksum:
             whole.add(file)
 
     if candidates:
         with console.step(f"checksums of {len(candidates)} files in {directory}, {size(progress.total)}"):
-            each(candidates, check, progress=progress)
+            each(candidates, verify, progress=progress)
     return whole
 
 

@@ -1,11 +1,9 @@
 """The gateway's secrets while it runs: keys and certificate are changed over HAProxy's admin socket, and no stream notices.
 
-The files on the host stay what counts: a gateway that starts reads them. HAProxy's management guide, 9.3 (`commit map`, `commit ssl cert`):
-https://docs.haproxy.org/3.0/management.html#9.3. Commands go to the container by stdin; arguments show in `docker top`.
+The files on the host stay what counts: a gateway that starts reads them.
 """
 
 import hashlib
-import json
 import re
 import secrets
 import ssl
@@ -18,21 +16,11 @@ from bundle.base.errors import BundleError, ConfigurationError
 from bundle.config import apikeys
 from bundle.config.apikeys import Key
 from bundle.config.settings import Settings
+from bundle.service import admin
 from bundle.service.deployment import GATEWAY, Deployment
 
 KEYS = "/run/secrets/gateway_api_keys"
 CERTIFICATE = "/run/secrets/gateway_tls"
-TELL = """
-import json, socket, sys
-said = []
-for command in json.load(sys.stdin):
-    with socket.socket(socket.AF_UNIX) as admin:
-        admin.settimeout(10)
-        admin.connect("/run/haproxy/admin.sock")
-        admin.sendall(command.encode() + b"\\n")
-        said.append(admin.makefile().read())
-print(json.dumps(said))
-"""
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -66,12 +54,12 @@ def listed(file: Path) -> Sequence[Key]:
     return keys
 
 
-def add(file: Path, name: str, *, metrics_only: bool = False) -> Key:
+def add(file: Path, name: str, *, metrics_only: bool = False, class_: str = "") -> Key:
     """A new key under `name` at the end of the file, which is made where there is none. Raises ConfigurationError where the name does not do."""
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     if fault := apikeys.name_fault(name, listed(file) if text else ()):
         raise ConfigurationError(fault, fix="choose another name; `make keys` lists those that are taken")
-    key = Key(secret=f"sk-{secrets.token_hex(24)}", name=name, metrics_only=metrics_only)
+    key = Key(secret=f"sk-{secrets.token_hex(24)}", name=name, metrics_only=metrics_only, class_=class_)
     new = not file.exists()
     files.write_whole(file, text + ("" if text.endswith("\n") or not text else "\n") + key.line)
     if new:
@@ -111,21 +99,10 @@ def _path(deployment: Deployment, key: str) -> Path | None:
 
 
 def _apply_keys(deployment: Deployment, keys: Sequence[Key]) -> tuple[Sequence[str], Sequence[str]]:
-    there: dict[str, str] = {}
-    for line in _tell(deployment, f"show map {KEYS}")[0].splitlines():
-        if len(words := line.split(maxsplit=2)) > 1:
-            there[words[1]] = words[2] if len(words) > 2 else "-"
-    wanted = {key.secret: key.note for key in keys}
+    there, wanted = admin.show_map(deployment, KEYS), {key.secret: key.note for key in keys}
     if there == wanted:
         return (), ()
-    version = re.search(r"New version created: (\d+)", _tell(deployment, f"prepare map {KEYS}")[0])
-    if version is None:
-        raise BundleError("the gateway takes no new keys", fix="make restart")
-    # All of it in one step: no moment has the old keys and not the new ones, or none.
-    lines = "".join(f"{secret} {note}\n" for secret, note in wanted.items())
-    said = _tell(deployment, *([f"add map @{version[1]} {KEYS} <<\n{lines}"] if lines else []), f"commit map @{version[1]} {KEYS}")
-    if any(answer.strip() for answer in said):
-        raise BundleError("the gateway did not take the changed keys", fix="make logs says why")
+    admin.replace_map(deployment, KEYS, wanted)
     return _difference(wanted, there), _difference(there, wanted)
 
 
@@ -139,22 +116,12 @@ def _apply_certificate(deployment: Deployment, pem: str) -> bool:
     if first is None:
         raise ConfigurationError("the certificate file holds no certificate", fix="make doctor says what is wrong with it")
     wanted = hashlib.sha1(ssl.PEM_cert_to_DER_cert(first[0]), usedforsecurity=False).hexdigest()
-    if wanted in _tell(deployment, f"show ssl cert {CERTIFICATE}")[0].lower():
+    if wanted in admin.tell(deployment, f"show ssl cert {CERTIFICATE}")[0].lower():
         return False
     # An empty line would end it.
     lines = "".join(f"{line}\n" for line in pem.splitlines() if line.strip())
-    said = _tell(deployment, f"set ssl cert {CERTIFICATE} <<\n{lines}", f"commit ssl cert {CERTIFICATE}")
+    said = admin.tell(deployment, f"set ssl cert {CERTIFICATE} <<\n{lines}", f"commit ssl cert {CERTIFICATE}")
     if "Success!" not in said[1]:
-        _tell(deployment, f"abort ssl cert {CERTIFICATE}")
+        admin.tell(deployment, f"abort ssl cert {CERTIFICATE}")
         raise BundleError("the gateway refuses the renewed certificate, and goes on with the old one", fix="make doctor says what is wrong with it")
     return True
-
-
-def _tell(deployment: Deployment, *commands: str) -> Sequence[str]:
-    """What the gateway's HAProxy answers to each command. Raises BundleError where it does not answer."""
-    gateway = deployment.containers().get(GATEWAY)
-    said = deployment.feed(gateway, json.dumps(commands), "python3", "-c", TELL) if gateway else None
-    if said is None:
-        raise BundleError("the gateway does not answer on its admin socket", fix="make logs")
-    answers: list[str] = json.loads(said)
-    return answers

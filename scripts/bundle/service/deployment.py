@@ -1,7 +1,12 @@
-"""One deployment on this host: the env files that `make up` derived for it, the Compose project, and its containers."""
+"""One deployment on this host: the env files that `make up` derived for it, the Compose project, and its containers.
+
+Its first model is what compose.yaml describes. Of each further one Compose itself says what its engines are, by the same compose.yaml with that
+model's env file, and they are laid beside the first one's under names of their own: engine-b, engine-b-2, engine-c …
+"""
 
 import fcntl
 import getpass
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +22,7 @@ from bundle.base import shell
 from bundle.base.clock import Clock
 from bundle.base.errors import BundleError, PrerequisiteError
 from bundle.config import envfile
+from bundle.config.keys import MODELS
 from bundle.config.settings import Settings
 from bundle.machine import daemon
 
@@ -26,6 +32,7 @@ WORK_S = 120
 """What Docker and Compose may take for their own part of a change, beside what they wait for."""
 ATTEMPTS, PAUSE_S = 5, 1.0
 _CONFLICT = "is already in use by container"
+_SERVICE = re.compile(rf"(?P<model>{'|'.join(MODELS)})(-\d+)?")
 _PLANNED = re.compile(r"Container (?P<name>\S+)\s+(?P<action>Recreate|Creat|Start|Running)(?:e|ing|ed)?\s*$", re.MULTILINE)
 
 
@@ -87,8 +94,18 @@ class Container:
 
 
 def is_engine(service: str) -> bool:
-    """Whether a service is one of the engines: engine, engine-2, engine-3 …"""
-    return service == ENGINE or service.startswith(f"{ENGINE}-")
+    """Whether a service is one of the engines: engine, engine-2, of a second model engine-b, engine-b-2 …"""
+    return _SERVICE.fullmatch(service) is not None
+
+
+def model_of(service: str) -> str:
+    """The service of the first engine of the model that an engine serves: engine-b for engine-b-2."""
+    found = _SERVICE.fullmatch(service)
+    return found["model"] if found else ""
+
+
+Texts = Mapping[str, str]
+"""What the files of a deployment hold, by what stands behind the project in their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +122,13 @@ class Deployment:
 
     @property
     def env_file(self) -> Path:
-        """Everything that compose.yaml interpolates, and the origin of each value as comments."""
-        return self.state / f"{self.project}.env"
+        """Everything that compose.yaml interpolates, for the first model, and the origin of each value as comments."""
+        return self._file(_env(ENGINE))
 
     @property
     def engine_env_file(self) -> Path:
         """The engine's own settings alone: a change elsewhere must not recreate the engine."""
-        return self.state / f"{self.project}.engine.env"
+        return self._file(_engine_env(ENGINE))
 
     @property
     def is_written(self) -> bool:
@@ -121,38 +138,96 @@ class Deployment:
     def from_settings(cls, settings: Settings) -> "Deployment":
         return cls(project=settings.project)
 
-    def texts(self, settings: Settings) -> tuple[str, str]:
-        """What `env_file` and `engine_env_file` hold for `settings`."""
-        name = self.engine_env_file.relative_to(ROOT) if self.home == ROOT and self.state == STATE else self.engine_env_file
-        return settings.flatten(str(name)), settings.flatten_engine()
+    def texts(self, models: Sequence[Settings]) -> Texts:
+        """What the files hold for `models`: two env files for each, and the list by which the gateway routes."""
+        first, *further = models
+        written = {"GATEWAY_BACKENDS": " ".join(MODELS[:len(models)]), "GATEWAY_MODELS_FILE": str(self._file(_ROUTES))}
+        found = {_ROUTES: "".join(f"{name} {service}{_PRIORITY if each.value('ENGINE_SCHEDULING_POLICY') == 'priority' else ''}\n"
+                                  for service, each in zip(MODELS, models, strict=False) for name in each.model_names)}
+        for service, each in zip(MODELS, (first.overridden(written, "the models that are served"), *further), strict=False):
+            own = self._file(_engine_env(service))
+            name = own.relative_to(ROOT) if self.home == ROOT and self.state == STATE else own
+            found |= {_env(service): each.flatten(str(name)), _engine_env(service): each.flatten_engine()}
+        return found
 
-    def write(self, texts: tuple[str, str]) -> None:
-        """Put the derived env files in place, each in one step."""
+    def write(self, texts: Texts) -> None:
+        """Put the derived files in place, each in one step, and take away those of models that are not among them."""
         self.state.mkdir(exist_ok=True)
-        _replace(self.engine_env_file, texts[1])
-        _replace(self.env_file, texts[0])
+        for part in _PARTS:
+            if part in texts:
+                _replace(self._file(part), texts[part])
+            else:
+                self._file(part).unlink(missing_ok=True)
+        further = {name: each for service in MODELS[1:] if _env(service) in texts for name, each in self.rendered(service).items()}
+        if further:
+            _replace(self._further, json.dumps({"services": further}, indent=1))
+        else:
+            self._further.unlink(missing_ok=True)
 
-    def values(self) -> dict[str, str]:
-        """What `env_file` says; empty where there is none."""
-        if not self.is_written:
-            return {}
-        return {entry.key: entry.value for entry in envfile.parse(self.env_file)[0]}
+    def written(self) -> Texts:
+        """What the derived files hold now."""
+        return {part: self._file(part).read_text() for part in _PARTS if self._file(part).is_file()}
+
+    def unwrite(self) -> None:
+        """Take all of them away."""
+        for file in (*map(self._file, _PARTS), self._further):
+            file.unlink(missing_ok=True)
+
+    def values(self, service: str = ENGINE) -> dict[str, str]:
+        """What the env file of a model says, the first's or that of `service`; empty where there is none."""
+        file = self._file(_env(service))
+        return {entry.key: entry.value for entry in envfile.parse(file)[0]} if file.is_file() else {}
+
+    def engine_text(self, service: str) -> str:
+        """The settings that a model's engines read; "" where there are none."""
+        return self.written().get(_engine_env(service), "")
 
     def number(self, key: str) -> float:
-        """A value of `env_file` that is a number; 0 where it is not set."""
-        return float(self.values().get(key) or 0)
+        """A value of the env files that is a number, the largest of the models'; 0 where it is not set."""
+        return max(float(self.values(service).get(key) or 0) for service in MODELS)
+
+    def routes(self) -> Mapping[str, str]:
+        """Which backend of the gateway each model's name leads to, as its map has it."""
+        file = self._file(_ROUTES)
+        return {name: to for name, _, to in (line.partition(" ") for line in file.read_text().splitlines())} if file.is_file() else {}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """One name of each model that is served, the first model's first."""
+        names = {to.partition(" ")[0]: name for name, to in reversed([*self.routes().items()])}
+        return tuple(names[service] for service in MODELS if service in names)
+
+    def rendered(self, service: str) -> Mapping[str, Any]:
+        """The engines of a further model, by their services' names, as Compose reads compose.yaml with its env file."""
+        done = self._compose([*self._base(self._file(_env(service))), "config", "--format", "json"], failure=PrerequisiteError)
+        return {service + name.removeprefix(ENGINE): {key: value for key, value in each.items() if key not in ("build", "profiles")}
+                for name, each in json.loads(done.stdout)["services"].items() if is_engine(name)}
+
+    def _file(self, part: str) -> Path:
+        return self.state / f"{self.project}.{part}"
+
+    @property
+    def _further(self) -> Path:
+        return self.state / f"{self.project}.engines.json"
 
     # --- Compose
 
     def compose(self, *arguments: str, timeout_s: float = WORK_S, failure: type[BundleError] | None = BundleError) -> CompletedProcess[str]:
         """Run `docker compose` on the project; the failure shows the command and the end of what it printed."""
-        return shell.run([*self.command(), *arguments], timeout_s=timeout_s, env=daemon.client_environment(), cwd=self.folder, failure=failure)
+        return self._compose([*self.command(), *arguments], timeout_s=timeout_s, failure=failure)
+
+    def _compose(self, argv: Sequence[str], *, timeout_s: float = WORK_S, failure: type[BundleError] | None) -> CompletedProcess[str]:
+        return shell.run(argv, timeout_s=timeout_s, env=daemon.client_environment(), cwd=self.folder, failure=failure)
 
     def command(self) -> list[str]:
         """`docker compose` for this project, to be run in `folder`; without an env file Compose goes by the labels of what runs."""
         if self.is_written:
-            return ["docker", "compose", "--file", str(self.home / "compose.yaml"), "--env-file", str(self.env_file), "--project-name", self.project]
+            return self._base(self.env_file, *([self._further] if self._further.is_file() else []))
         return ["docker", "compose", "--project-name", self.project]
+
+    def _base(self, env_file: Path, *further: Path) -> list[str]:
+        files = [word for file in (self.home / "compose.yaml", *further) for word in ("--file", str(file))]
+        return ["docker", "compose", *files, "--env-file", str(env_file), "--project-name", self.project]
 
     @property
     def folder(self) -> Path:
@@ -284,9 +359,22 @@ def _user() -> str:
         return f"uid {os.getuid()}"
 
 
+def _env(service: str) -> str:
+    return f"{service.removeprefix(ENGINE).removeprefix('-')}.env".removeprefix(".")
+
+
+def _engine_env(service: str) -> str:
+    return f"{service.removeprefix(ENGINE).removeprefix('-')}.engine.env".removeprefix(".")
+
+
+_ROUTES, _PRIORITY = "models", " priority"
+_PARTS = (_ROUTES, *(part for service in MODELS for part in (_env(service), _engine_env(service))))
+
+
 def _replace(path: Path, text: str) -> None:
     if path.is_file() and path.read_text() == text:
         return
     fresh = path.with_suffix(".new")
     fresh.write_text(text)
+    fresh.chmod(0o644)  # Compose mounts the list of models as it is, and the gateway is another user
     fresh.replace(path)

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bundle.base.errors import PrerequisiteError
-from bundle.service.deployment import Deployment
+from bundle.config.keys import MODELS
+from bundle.service.deployment import Deployment, Texts
 
 GOOD, PREVIOUS = "good", "previous"
 _IMAGES = ("IMAGE_ENGINE", "IMAGE_GATEWAY")
@@ -16,9 +17,8 @@ _IMAGES = ("IMAGE_ENGINE", "IMAGE_GATEWAY")
 class Version:
     """What `make up` deployed once."""
 
-    env: str
-    engine_env: str
-    """The texts of the deployment's two env files."""
+    texts: Texts
+    """What the deployment's files held."""
     images: Mapping[str, str]
     """Ids by name: a build gives the name to another image."""
     ready_s: float = 0.0
@@ -26,16 +26,10 @@ class Version:
     since: str = ""
     """When it first answered."""
 
-    @property
-    def texts(self) -> tuple[str, str]:
-        return self.env, self.engine_env
-
-
 def current(deployment: Deployment) -> Version:
     """The version that the env files and the images of this host make now."""
-    names = [name for key in _IMAGES if (name := deployment.values().get(key))]
-    return Version(env=deployment.env_file.read_text(), engine_env=deployment.engine_env_file.read_text(),
-                   images={name: deployment.image_id(name) for name in names})
+    names = [name for service in MODELS for key in _IMAGES if (name := deployment.values(service).get(key))]
+    return Version(texts=deployment.written(), images={name: deployment.image_id(name) for name in names})
 
 
 def read(deployment: Deployment, which: str) -> Version | None:

@@ -1,55 +1,62 @@
 """Bring a deployment up, change it, take it down. Everything that only reads runs before anything changes; nothing stops without draining."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 
 from bundle.base import console
 from bundle.base.errors import BundleError, ConfigurationError, NotReadyError, PrerequisiteError, RolledBackError
+from bundle.config import settings as configured
+from bundle.config.keys import MODELS
 from bundle.config.settings import Settings
 from bundle.doctor import host
 from bundle.doctor.fit import fit_check
-from bundle.fit import assessment
-from bundle.fit.estimation import Estimate
+from bundle.fit import assessment, found
+from bundle.fit.assessment import Fit
 from bundle.images import build
 from bundle.machine import ports, setup
 from bundle.models import first
-from bundle.service import address, credentials, kept, readiness, traffic
-from bundle.service.deployment import ENGINE, GATEWAY, Container, Deployment, is_engine
+from bundle.service import address, credentials, kept, numbers, readiness, routing, traffic
+from bundle.service.deployment import GATEWAY, Container, Deployment, Texts, is_engine, model_of
 
 
-def up(settings: Settings, deployment: Deployment | None = None, *, ensure_images: Callable[[Settings], object] = build.ensure,
+def up(models: Sequence[Settings], deployment: Deployment | None = None, *, ensure_images: Callable[[Settings], object] = build.ensure,
        roll: bool = False) -> dict[str, object]:
-    """Make the host, the images and the services what `settings` say, and wait until they answer.
+    """Make the host, the images and the services what `models` say, and wait until they answer.
 
     A handoff brings its own compose.yaml (`deployment`) and images that must not be built here (`ensure_images`). `roll` replaces every engine,
-    changed or not, and refuses where that would interrupt the service. Returns what a client needs (base_url, model, curl) and whether anything
-    was changed. Raises ConfigurationError, PrerequisiteError (both before any change of the service), NotReadyError or RolledBackError.
+    changed or not, and refuses where that would interrupt the service. Returns what a client needs (base_url, model, models, curl) and whether
+    anything was changed. Raises ConfigurationError, PrerequisiteError (both before any change of the service), NotReadyError or RolledBackError.
     """
-    settings.require()
-    if roll and settings.replicas < 2:
-        raise ConfigurationError("a roll replaces one engine while another serves, and there is one only (HOST_REPLICAS=1)",
+    configured.require(models)
+    if roll and (single := [each.profile for each in models if each.replicas < 2]):
+        raise ConfigurationError(f"a roll replaces one engine while another serves, and of {', '.join(single)} there is one only (HOST_REPLICAS=1)",
                                  fix="HOST_REPLICAS=2 where there is a GPU for each; or: make restart, which says how long nothing answers")
-    deployment = deployment or Deployment.from_settings(settings)
+    deployment = deployment or Deployment.from_settings(models[0])
     with deployment.locked("roll" if roll else "up"):
-        setup.prepare(settings.value("HOST_SETUP"))
-        settings = with_port(deployment, settings)
-        _preflight(settings)
-        ensure_images(settings)
-        settings = first.provided(settings)
-        expected = _expected(settings, running=bool(deployment.containers()))
-        changed = apply(deployment, deployment.texts(settings), recreate=roll)
+        setup.prepare(models[0].value("HOST_SETUP"))
+        models = [with_port(deployment, models[0]), *models[1:]]
+        _preflight(models)
+        for each in models:
+            ensure_images(each)
+        models = [first.provided(models[0]), *models[1:]]
+        models = [numbers.settled(deployment, each, service) for each, service in zip(models, MODELS, strict=False)]
+        running = bool(deployment.containers())
+        expected = [_expected(each, running=running) for each in models]
+        changed = apply(deployment, deployment.texts(models), recreate=roll)
         if applied := credentials.apply(deployment):
             console.note(f"✓ the running gateway knows: {applied}")
-        if expected and changed and (line := assessment.compared(expected, _engine_log(deployment))):
-            console.note(f"fit: {line}")
+        if changed:
+            for each, fit, service in zip(models, expected, MODELS, strict=False):
+                _compare(each, fit, _engine_log(deployment, service))
         there = address.published(deployment)
         changed = changed or bool(applied)
-    return {"base_url": there.base_url, "model": there.model, "curl": there.curl, "changed": changed}
+    return {"base_url": there.base_url, "model": there.model, "models": [name for each in models for name in each.model_names], "curl": there.curl,
+            "changed": changed}
 
 
-def apply(deployment: Deployment, texts: tuple[str, str], *, recreate: bool = False) -> bool:
+def apply(deployment: Deployment, texts: Texts, *, recreate: bool = False) -> bool:
     """Make the running deployment what these env files say, one engine after another, and keep it as the good version; whether anything changed.
 
     Raises RolledBackError when it did not become ready and the version before it was brought back, NotReadyError, with what failed stopped,
@@ -84,8 +91,7 @@ def down(deployment: Deployment, *, volumes: bool) -> bool:
         if containers or volumes:
             deployment.compose("--profile", "*", "down", "--remove-orphans", *(["--volumes"] if volumes else []), timeout_s=limit_s)
         kept.forget(deployment)
-        for file in (deployment.env_file, deployment.engine_env_file):
-            file.unlink(missing_ok=True)
+        deployment.unwrite()
     return bool(containers)
 
 
@@ -100,7 +106,7 @@ def restart(deployment: Deployment, ready_timeout_s: float | None = None) -> Non
         if not engines or not deployment.is_written:
             raise PrerequisiteError(f"project {deployment.project} is not up", fix="make up")
         good = kept.read(deployment, kept.GOOD)
-        _announce(before, good.ready_s if good else 0, replaced=len(engines))
+        _announce(before, good.ready_s if good else 0, replaced=engines)
         for name in engines:
             with console.step(f"{name} restarted"), _drained(deployment, name):
                 deployment.compose("restart", name, timeout_s=deployment.stop_limit_s)
@@ -149,11 +155,12 @@ def _converge(deployment: Deployment, before: Mapping[str, Container], *, recrea
     ready_s = 0.0
     if serving and GATEWAY in before:
         if not fresh:
-            _announce(before, last_ready_s, replaced=len(changed))
+            _announce(before, last_ready_s, replaced=changed)
         for name in (*fresh, *changed):  # what is added serves before anything is taken away
             with _drained(deployment, name):
                 deployment.start("--no-deps", *(["--force-recreate"] if recreate else []), name)
-            ready_s = readiness.wait(deployment, [name], before)
+            # The gateway learns of a model that is new when it is replaced, below.
+            ready_s = readiness.wait(deployment, [name], before, routed=plan.get(GATEWAY) == "Running")
         for name in set(serving) - set(plan):
             with console.step(f"{name} removed"), _drained(deployment, name):
                 deployment.remove(before[name])
@@ -168,8 +175,16 @@ def _converge(deployment: Deployment, before: Mapping[str, Container], *, recrea
         # What is left to start. No engine is replaced here, where none is drained: another verb may have built its image anew meanwhile.
         deployment.start("--no-recreate", "--remove-orphans")
     else:
+        # One model after another: an engine measures what is free of its GPU while it starts, and one that loads onto the same GPU spoils that.
+        *leading, _ = [model for model in MODELS if model in plan]
+        for model in leading:
+            names = [name for name in plan if model_of(name) == model]
+            deployment.start("--no-deps", GATEWAY, *names)
+            ready_s = max(ready_s, readiness.wait(deployment, names, before, routed=False))
         deployment.start("--remove-orphans")
-    return max(ready_s, readiness.wait(deployment, list(plan), before))
+    ready_s = max(ready_s, readiness.wait(deployment, list(plan), before))
+    routing.apply(deployment)
+    return ready_s
 
 
 @contextmanager
@@ -183,11 +198,14 @@ def _drained(deployment: Deployment, name: str) -> Iterator[None]:
         raise
 
 
-def _announce(before: Mapping[str, Container], last_ready_s: float, *, replaced: int) -> None:
-    if replaced and [before[name].healthy for name in _in_order(before)] == [True]:
-        how_long = f"about {last_ready_s:.0f} s, as its last start took" if last_ready_s else "as long as the model takes to load"
-        console.warn(f"the only engine is replaced: nothing is answered for {how_long}; until then clients get 503 with Retry-After "
-                     "(HOST_REPLICAS=2 has no such gap)")
+def _announce(before: Mapping[str, Container], last_ready_s: float, *, replaced: Sequence[str]) -> None:
+    """Say which models will not be answered for, and how long: those whose one engine in health is among `replaced`."""
+    how_long = f"about {last_ready_s:.0f} s, as its last start took" if last_ready_s else "as long as the model takes to load"
+    for model in dict.fromkeys(map(model_of, replaced)):
+        if [container.healthy for name, container in before.items() if model_of(name) == model] == [True]:
+            which = f" of {model}" if len(set(map(model_of, before)) - {""}) > 1 else ""
+            console.warn(f"the only engine{which} is replaced: nothing is answered for {how_long}; until then clients get 503 with Retry-After "
+                         "(HOST_REPLICAS=2 has no such gap)")
 
 
 def _taken_back(deployment: Deployment, good: kept.Version, cause: BundleError) -> BundleError:
@@ -234,21 +252,29 @@ def _identities(containers: Mapping[str, Container]) -> set[tuple[str, str]]:
     return {(c.id, c.started) for c in containers.values()}
 
 
-def _preflight(settings: Settings) -> None:
-    failed = [check for check in host.host_checks(settings) if check.state == "fail"]
+def _preflight(models: Sequence[Settings]) -> None:
+    failed = [check for check in host.host_checks(models) if check.state == "fail"]
     if failed:
         raise PrerequisiteError("this host cannot run it yet:\n" + "\n".join(f"  {c.name}: {c.found}" for c in failed),
                                 fix="\n       ".join(c.fix for c in failed))
 
 
-def _expected(settings: Settings, *, running: bool) -> Estimate | None:
-    """What the engine should find in memory, said before the start where it looks too small; None where no model is known."""
-    found = assessment.assess(settings, idle=running)
-    if found.estimate and not found.estimate.starts:
-        line = fit_check(found)
+def _expected(settings: Settings, *, running: bool) -> Fit:
+    """What the engine should find in memory, said before the start where it looks too small."""
+    fit = assessment.assess(settings, idle=running)
+    if fit.starts is False:
+        line = fit_check(fit)
         console.warn(f"{line.name}: {line.found}; {line.fix}")
-    return found.estimate
+    return fit
 
 
-def _engine_log(deployment: Deployment) -> str:
-    return deployment.log(deployment.containers()[ENGINE], since_start=True)
+def _compare(settings: Settings, expected: Fit, engine_log: str) -> None:
+    """Say what the start has found beside what was expected, and keep it."""
+    folder, differences = assessment.model_folder(settings), expected.differences(engine_log)
+    if folder and expected.estimate and differences:
+        console.note(f"fit: {assessment.described(differences)}")
+        found.keep(settings, folder, expected.estimate, differences, engine_log)
+
+
+def _engine_log(deployment: Deployment, service: str) -> str:
+    return deployment.log(deployment.containers()[service], since_start=True)

@@ -12,9 +12,9 @@ POLL_S = 0.5
 
 
 def wait(deployment: Deployment, services: Collection[str], before: Mapping[str, Container],
-         limit_s: float | None = None) -> float:
+         limit_s: float | None = None, *, routed: bool = True) -> float:
     """Show each phase as it is reached; return, after how many seconds, when every one of `services` is healthy and the gateway sends
-    requests to each engine among them.
+    requests to each engine among them (not `routed`: to each that it knows of).
 
     `before` is what was there before they were started. Raises NotReadyError when one has ended since, or after `limit_s` (default:
     HOST_READY_TIMEOUT_S); nothing is stopped then.
@@ -31,8 +31,8 @@ def wait(deployment: Deployment, services: Collection[str], before: Mapping[str,
             if not resumed:
                 traffic.resume(deployment, engines)
                 resumed = True
-            routed = traffic.servers(deployment)
-            if all(name in routed and routed[name].is_up for name in engines):
+            known = traffic.servers(deployment)
+            if all(known[name].is_up if name in known else not routed for name in engines):
                 if shown:
                     console.note(f"✓ {', '.join(sorted(mine))} ready {waited:.1f}s")
                 return waited

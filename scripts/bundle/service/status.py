@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from bundle.base.errors import NotReadyError
-from bundle.service import address, traffic
+from bundle.service import address, pressure, traffic
 from bundle.service.deployment import GATEWAY, Container, Deployment
 from bundle.service.traffic import Server
 
@@ -35,7 +36,7 @@ def base_url(deployment: Deployment) -> str | None:
 
 def read(deployment: Deployment) -> list[dict[str, Any]]:
     """One record per service: service, state, health, reason, restarts, image, and for an answering engine model, running,
-    queued (requests), kv_cache_use (0-1), tokens_per_s (generated, over the last second). Unknown values are None."""
+    queued (requests), kv_cache_use (0-1), tokens_per_s (generated, over the last second), pressure (a Pressure). Unknown values are None."""
     containers, routed = deployment.containers(), traffic.servers(deployment)
     in_order = sorted(containers.values(), key=lambda container: (container.service != GATEWAY, container.service))
     with ThreadPoolExecutor() as pool:  # each engine is looked at twice, a second apart
@@ -49,7 +50,8 @@ def _row(deployment: Deployment, container: Container, routed: Server | None) ->
     row: dict[str, Any] = {"service": container.service, "state": container.state, "health": container.health, "restarts": container.restarts,
                            "reason": reason, "image": container.image}
     if container.is_engine:
-        row |= {"model": None, "running": None, "queued": None, "kv_cache_use": None, "tokens_per_s": None} | _engine(deployment, container)
+        row |= {"model": None, "running": None, "queued": None, "kv_cache_use": None, "tokens_per_s": None, "pressure": None} \
+            | _engine(deployment, container)
     return row
 
 
@@ -70,6 +72,7 @@ def _engine(deployment: Deployment, container: Container) -> dict[str, Any]:
         "running": now.get("vllm:num_requests_running"),
         "queued": now.get("vllm:num_requests_waiting"),
         "kv_cache_use": now.get("vllm:kv_cache_usage_perc"),
+        "pressure": asdict(one) if (one := pressure.read(second["metrics"])) else None,
         "tokens_per_s": None if None in generated else round((generated[1] - generated[0]) / elapsed, 1),  # type: ignore[operator]
     }
 

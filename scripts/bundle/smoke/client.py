@@ -78,6 +78,8 @@ class Server:
     ours: bool = False
     bind: str = ""
     model: str = ""
+    models: tuple[str, ...] = ()
+    """Of a deployment of this bundle: one name of each model that it serves."""
     request_limit_s: float = 60.0
     deadline: float = float("inf")
 
@@ -101,7 +103,7 @@ class Server:
             raise PrerequisiteError(f"project {deployment.project} is not up", fix="make up, or name a server: --url http://HOST:PORT")
         there = address.published(deployment)
         return cls(url=there.url, ours=True, bind=there.bind, key=first_key(there.key_file) if there.key_file else "",
-                   ca_file=there.certificate, pinned=bool(there.certificate))
+                   ca_file=there.certificate, pinned=bool(there.certificate), models=deployment.models)
 
     def connect(self, model: str = "", *, limit_s: float = float("inf")) -> None:
         """See that it answers, and choose the model: `model`, or the first that it lists. From here on it has `limit_s` seconds for everything.
@@ -197,6 +199,11 @@ class Server:
         return self.metrics() is not None
 
     @cached_property
+    def writes(self) -> bool:
+        """Whether the chosen model answers with text; taken for granted of any server but this bundle's own, whose engine does one or the other."""
+        return not self.ours or self.post("/v1/embeddings", input="x").status != 200
+
+    @cached_property
     def context(self) -> int | None:
         """Tokens of prompt and answer together that the model takes; None where the server does not say."""
         for model in self.request("GET", "/v1/models").json()["data"]:
@@ -261,7 +268,7 @@ class Server:
 
 
 class _Adapter(HTTPAdapter):
-    """TLS by the given context, with as many connections as the concurrency check has threads."""
+    """TLS by the given context, with as many connections as the concurrency expectation has threads."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.context = context

@@ -1,6 +1,6 @@
 """What a client may expect of the service, one function per expectation: `make smoke` asks them in the order in which they stand here.
 
-A check gets the server, returns a line on what it saw, and raises CheckFailed or NotApplicable. Its docstring is what it says it checks.
+Each gets the server, returns a line on what it saw, and raises ExpectationFailed or NotApplicable. Its docstring says what it expects.
 """
 
 import ipaddress
@@ -30,7 +30,7 @@ CAPITALS = [{"role": "user", "content": "What is the capital of Germany?"}, {"ro
 """The first model answers this with the same words at any precision: its likeliest token leads everywhere by 1.8 in log-probability."""
 
 
-class CheckFailed(Exception):  # noqa: N818  (a verdict, not a malfunction)
+class ExpectationFailed(Exception):  # noqa: N818  (a verdict, not a malfunction)
     """The server does something else than it should; `hint` says where to look."""
 
     def __init__(self, *, expected: str, got: object, hint: str = "") -> None:
@@ -39,12 +39,12 @@ class CheckFailed(Exception):  # noqa: N818  (a verdict, not a malfunction)
 
 
 class NotApplicable(Exception):  # noqa: N818
-    """This server does not have what the check is about; the text is the reason. Never raised for a deployment of this bundle."""
+    """This server does not have what the expectation is about; the text is the reason. Never raised for a deployment of this bundle."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """How one check went; `state` is pass, fail or n/a."""
+    """How one expectation went; `state` is pass, fail or n/a."""
 
     name: str
     about: str
@@ -79,15 +79,18 @@ EXPECTATIONS: list[Expectation] = []
 
 
 def expectation(function: Callable[[Server], str]) -> Callable[[Server], str]:
-    """Register `function`: its name and docstring become the check's."""
+    """Register `function`: its name and docstring become the expectation's."""
     EXPECTATIONS.append(Expectation(name=function.__name__.replace("_", " "), about=(function.__doc__ or "").strip(), run=function))
     return function
 
 
 def run(server: Server, *, report: Callable[[Result], None]) -> list[Result]:
-    """Every check in order on a connected server, each reported as it ends. Never outlasts the server's deadline by much."""
+    """Every expectation in order on a connected server, each reported as it ends; of a model that writes no text, those that ask for none.
+
+    Never outlasts the server's deadline by much.
+    """
     results = []
-    for each in EXPECTATIONS:
+    for each in EXPECTATIONS if server.writes else _WITHOUT_TEXT:
         results.append(_one(each, server))
         report(results[-1])
     return results
@@ -98,7 +101,7 @@ def _one(each: Expectation, server: Server) -> Result:
     outcome: dict[str, str]
     try:
         outcome = {"state": "pass", "detail": each.run(server)}
-    except CheckFailed as failed:
+    except ExpectationFailed as failed:
         outcome = {"state": "fail", "expected": failed.expected, "got": failed.got, "hint": failed.hint}
     except NotApplicable as reason:
         outcome = {"state": "n/a", "detail": str(reason)}
@@ -107,15 +110,15 @@ def _one(each: Expectation, server: Server) -> Result:
     except ServerError as error:
         outcome = {"state": "fail", "expected": "an answer", "got": str(error), "hint": "make status; make logs" if server.ours else ""}
     except (LookupError, TypeError, AttributeError, ValueError) as error:
-        # What a check reads out of an answer is not there, or is something else.
+        # What an expectation reads out of an answer is not there, or is something else.
         outcome = {"state": "fail", "expected": "an answer of the form that OpenAI's API describes", "got": repr(error), "hint": ""}
     return Result(name=each.name, about=each.about, seconds=round(time.monotonic() - started, 3), **outcome)
 
 
 def expect(condition: bool, expected: str, got: object, hint: str = "") -> None:
-    """Raise CheckFailed unless `condition`."""
+    """Raise ExpectationFailed unless `condition`."""
     if not condition:
-        raise CheckFailed(expected=expected, got=got, hint=hint)
+        raise ExpectationFailed(expected=expected, got=got, hint=hint)
 
 
 def expect_status(reply: Reply, status: int, hint: str = "") -> Any:
@@ -125,7 +128,7 @@ def expect_status(reply: Reply, status: int, hint: str = "") -> Any:
 
 
 def complete(server: Server, prompt: str, **options: Any) -> dict[str, Any]:
-    """A completion's whole answer, status checked."""
+    """A completion's whole answer, with status 200."""
     answer: dict[str, Any] = expect_status(server.post("/v1/completions", prompt=prompt, **{"max_tokens": 16, "temperature": 0, **options}), 200)
     return answer
 
@@ -244,7 +247,7 @@ def concurrency(server: Server) -> str:
     def one(number: int) -> None:
         try:
             answers.append(complete(server, f"{number} {PROMPTS[number % len(PROMPTS)]}", max_tokens=8, **full_length(server)))
-        except (CheckFailed, ServerError) as error:
+        except (ExpectationFailed, ServerError) as error:
             failures.append(error)
 
     # Daemons: Ctrl-C must not wait for them.
@@ -400,6 +403,21 @@ def metrics(server: Server) -> str:
     for name, amount in least.items():
         expect(by[name] >= amount, f"{name} to grow by {amount:.0f} or more", f"{by[name]:.0f}", "is ENGINE_DISABLE_LOG_STATS set?")
     return ", ".join(f"{name.removeprefix('vllm:').removesuffix('_total')} +{amount:.0f}" for name, amount in by.items())
+
+
+def embedding(server: Server) -> str:
+    """POST /v1/embeddings answers with a vector of finite numbers, and others to another text"""
+    answers = [expect_status(server.post("/v1/embeddings", input=text), 200)["data"][0]["embedding"] for text in (PROMPTS[0], PROMPTS[0], PROMPTS[1])]
+    numbers = [value for answer in answers for value in answer]
+    expect(all(isinstance(value, float | int) and math.isfinite(value) for value in numbers), "finite numbers", numbers[:5], OVERFLOW)
+    same, other = (sum(a * b for a, b in zip(answers[0], each, strict=True)) / math.hypot(*answers[0]) / math.hypot(*each) for each in answers[1:])
+    expect(same > 0.99 > other, "the same vector for the same text, another for another", f"cosines {same:.3f} and {other:.3f}")
+    return f"{len(answers[0])} numbers"
+
+
+_WITHOUT_TEXT = [*(each for each in EXPECTATIONS if each.run in (models, unknown_model, malformed_JSON, other_routes)),
+                 Expectation(name="embedding", about=(embedding.__doc__ or ""), run=embedding)]
+"""For a model of embeddings."""
 
 
 def summary(results: Sequence[Result]) -> str:

@@ -25,10 +25,10 @@ def find(name: str, records: Sequence[Record]) -> list[Record]:
         return found
     if flag:
         raise ConfigurationError(f"{name}: vLLM {known.version} has it, and there is no record of it. vLLM says: {flag.help}",
-                                 fix="`python scripts/optimizations.py list` shows what there are records of")
+                                 fix="`make optimizations` shows what there are records of")
     spellings = {spelling for record in records for spelling in (record.name, record.key)}
     raise ConfigurationError(f"{name}: no record of it.{near(name, spellings) or near(catalogue.env_key(name), spellings)}",
-                             fix="`python scripts/optimizations.py list` shows what there are records of")
+                             fix="`make optimizations` shows what there are records of")
 
 
 def show_list(records: Sequence[Record], *, as_json: bool = False) -> None:
