@@ -24,7 +24,7 @@ def image() -> str:
 
 def promtool(folder: Path, command: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(["docker", "run", "--rm", "--network=none", "--user", "0", "--volume", f"{folder}:/work", "--entrypoint", "sh", image(),
-                           "-c", f"python3 /opt/bundle/entrypoint.py --render /work/rendered && cd /work && {command}"],
+                           "-c", f"python3 /opt/bundle/serve.py --render /work/rendered && cd /work && {command}"],
                           capture_output=True, text=True, check=False, timeout=300)
 
 

@@ -1,6 +1,5 @@
 """What the bundle's own exporters say, and that what shows it asks for nothing else."""
 
-import importlib.util
 import json
 import time
 from pathlib import Path
@@ -8,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from serve import DEFAULTS, engines
 
 import exporter
 import gatewaylog
@@ -19,14 +19,6 @@ from support.promql import unknown
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for family in text_string_to_metric_families(text)
             for sample in family.samples}
-
-
-_SPEC = importlib.util.spec_from_file_location("monitoring_entrypoint", ROOT / "docker/monitoring/entrypoint.py")
-assert _SPEC
-assert _SPEC.loader
-_MODULE = importlib.util.module_from_spec(_SPEC)  # docker/engine has another of its name
-_SPEC.loader.exec_module(_MODULE)
-DEFAULTS, engines = _MODULE.DEFAULTS, _MODULE.engines
 
 
 # --- beside the engine

@@ -29,7 +29,8 @@ def _dashboard(board: str, panels: list[Any], marks: Any) -> dict[str, Any]:
     return {
         "uid": f"vllm-bundle-{board}", "title": f"vLLM: {board}", "schemaVersion": 39, "refresh": "30s", "time": {"from": "now-1h", "to": "now"},
         "templating": {"list": [{"name": "datasource", "type": "datasource", "query": "prometheus"}]},
-        "annotations": {"list": [{"name": "starts", "datasource": prometheus, "enable": True, "expr": marks["expr"], "titleFormat": marks["legend"]}]},
+        "annotations": {"list": [{"name": "starts", "datasource": prometheus, "enable": True, "expr": marks["expr"],
+                                  "titleFormat": marks["legend"]}]},
         "panels": [{"id": number + 1, "type": "timeseries", "title": panel["title"], "datasource": prometheus,
                     "gridPos": {"h": 8, "w": 12, "x": 12 * (number % 2), "y": 8 * (number // 2)},
                     "fieldConfig": {"defaults": {"unit": _UNITS.get(panel["unit"], "short")}, "overrides": []},

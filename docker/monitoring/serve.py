@@ -1,8 +1,8 @@
 """Start one of the monitoring services, its configuration rendered from the environment.
 
-    entrypoint.py prometheus | alertmanager | node | gatewaylog
-    entrypoint.py --render DIR      writes the configuration and starts nothing
-    entrypoint.py health PORT/PATH  for Docker
+    serve.py prometheus | alertmanager | node | gatewaylog
+    serve.py --render DIR      writes the configuration and starts nothing
+    serve.py health PORT/PATH  for Docker
 
 Standard library alone. In prometheus.yml, alertmanager.yml and rules.yml `@NAME@` stands for the environment's NAME, DEFAULTS where that is empty.
 """
@@ -70,7 +70,7 @@ def health(target: str) -> int:
     """For Docker: 0 where PORT/PATH answers 200, else 1 and why. Not urllib: a proxy of Docker's client would be asked instead."""
     port, _, path = target.partition("/")
     try:
-        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=4)
+        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=20)
         connection.request("GET", f"/{path}")
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
