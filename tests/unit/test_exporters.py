@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from serve import DEFAULTS, engines
 
 import exporter
 import gatewaylog
 from bundle import ROOT
+from serve import DEFAULTS, engines
 from support import fakenvml
 from support.promql import unknown
 
