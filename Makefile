@@ -2,6 +2,7 @@
 #   PROFILE=name         env/name.env (a,b: two models, one gateway; up, roll, build, check, doctor)
 #                                                   ENV_FILE="a.env b.env"   further files over it, last wins
 #   SET="A=1 B=2 3"      single values over all     PROJECT=name             another deployment beside this one
+#   MONITORING=on               with Prometheus, alerts and the page /status
 #   JSON=1               answers for machines       FLATTEN=file             check: write the env file to hand over
 #   GPU=name             a GPU of env/gpus.yaml instead of this host's (check, doctor, fit, profiles)
 # BASE_IMAGE, BUILD_CA_BUNDLE, WHEELHOUSE and HOST_SETUP may be given here too: `make up HOST_SETUP=never`.
@@ -14,9 +15,9 @@ gpu := $(if $(GPU),--gpu '$(GPU)')
 # By the environment and not in the line: a value may hold blanks, quotes and braces. It ends where the next KEY= starts.
 export SET
 sets := $(if $(SET),--set-all "$$SET")
-deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project)
+deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project) $(if $(MONITORING),--set 'HOST_MONITORING=$(MONITORING)')
 
-.PHONY: help up down restart roll rollback keys logs status check doctor build smoke bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
+.PHONY: help up down restart roll rollback keys logs status top report check doctor build smoke soak bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,11 +40,17 @@ rollback:  ## back to the version that ran before
 keys:  ## the API keys by name; ADD=name makes one (METRICS_ONLY=1: for /metrics alone; CLASS=batch: its requests come last), REVOKE=name takes it away, while the gateway serves
 	@$(PYTHON) scripts/keys.py $(deployment) $(if $(ADD),--add '$(ADD)') $(if $(METRICS_ONLY),--metrics-only) $(if $(CLASS),--class '$(CLASS)') $(if $(REVOKE),--revoke '$(REVOKE)') $(json)
 
-logs:  ## follow what the services print
-	@$(PYTHON) scripts/logs.py $(project)
+logs:  ## follow what the services print (REQUEST=id: all that they printed about one request)
+	@$(PYTHON) scripts/logs.py $(project) $(if $(REQUEST),--request '$(REQUEST)')
 
 status:  ## one table of what runs
 	@$(PYTHON) scripts/status.py $(project) $(json)
+
+top:  ## live: requests, tokens/s, latencies of the last minute, KV cache, GPU (ONCE=1: one picture)
+	@$(PYTHON) scripts/top.py $(project) $(if $(ONCE),--once) $(json)
+
+report:  ## one archive for a bug report, without keys and passwords (OUT=file.tar.gz)
+	@$(PYTHON) scripts/report.py $(project) $(if $(OUT),--out '$(OUT)')
 
 check:  ## the command line, environment and origin of every value, checked against the engine; no Docker needed (but DEEP=1: asks the image)
 	@$(PYTHON) scripts/check.py $(deployment) $(gpu) $(if $(DEEP),--deep) $(if $(FLATTEN),--flatten '$(FLATTEN)') $(json)
@@ -56,6 +63,9 @@ build:  ## the images that the profile needs (FORCE=1: anew, with the distributi
 
 smoke:  ## does the running service answer as an API client expects?
 	@$(PYTHON) scripts/smoke.py $(project) $(json)
+
+soak:  ## use the running service for long, in every way at once: does anything grow, slow down or go wrong? (MINUTES=10 CLIENTS=8)
+	@$(PYTHON) scripts/soak.py $(project) $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(CLIENTS),--clients '$(CLIENTS)') $(json)
 
 bench:  ## measure a suite of env/matrix.yaml (SUITE= CELL="a b" WORKLOAD= ROUNDS= REPEATS= RUN= RUNTIME=process CARD_GIB= SIDE_BY_SIDE=; LIST=1 shows all)
 	@$(PYTHON) scripts/bench.py $(if $(LIST),--list) $(if $(REPORT),--report '$(REPORT)') $(if $(SUITE),--suite '$(SUITE)') \
@@ -100,11 +110,11 @@ test: lint  ## everything that CI holds, against real Docker and real vLLM on th
 lint:  ## ruff, mypy --strict, import-linter, yamllint, shellcheck, hadolint
 	@$(PYTHON) scripts/bundle/venv.py requirements-dev.lock
 	@.venv/bin/python -m ruff check .
-	@.venv/bin/python -m mypy scripts healthchecks docker/engine docker/model tests
+	@.venv/bin/python -m mypy scripts healthchecks docker/engine docker/model docker/monitoring tests
 	@PYTHONPATH=scripts .venv/bin/lint-imports --no-logo
 	@.venv/bin/python -m yamllint --strict .
-	@.venv/bin/shellcheck .ci/run docker/engine/*.sh docker/engine/proofs/*.sh
-	@.venv/bin/hadolint docker/engine/Dockerfile docker/gateway/Dockerfile
+	@.venv/bin/shellcheck .ci/run scripts/completion.sh docker/engine/*.sh docker/engine/proofs/*.sh
+	@.venv/bin/hadolint docker/engine/Dockerfile docker/gateway/Dockerfile docker/monitoring/Dockerfile
 
 lock:  ## resolve the dependencies anew (needs uv)
 	@for name in requirements requirements-bench requirements-dev; do uv pip compile --quiet --universal --python-version 3.11 --upgrade --generate-hashes \

@@ -42,10 +42,10 @@ import vitals
 import watch
 import words
 
-OURS = ("ENGINE_", "GATEWAY_", "HEALTH_", "HOST_", "IMAGE_", "MODEL_", "BUILD_")
+OURS = ("ENGINE_", "GATEWAY_", "HEALTH_", "HOST_", "IMAGE_", "MODEL_", "BUILD_", "MONITORING_", "SLO_")
 BUILD_KNOBS = ("BASE_IMAGE", "WHEELHOUSE")
 ENGINE_READS = ("CUDA_", "CUBLAS", "CUDNN_", "DO_NOT_TRACK", "FLASHINFER_", "HF_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "NCCL_", "NVIDIA_",
-                "OMP_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRITON_", "VLLM_")
+                "OMP_", "OTEL_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRITON_", "VLLM_")
 """What --print shows of the environment; the engine gets everything that is not OURS."""
 
 SECRET = re.compile(r"(^|[_-])(TOKEN|SECRET|PASSWORD|API[_-]KEY|ACCESS[_-]KEY)$", re.IGNORECASE)
@@ -253,6 +253,12 @@ def most_that_starts(settings: Mapping[str, str]) -> str:
 def engine_environment(settings: Mapping[str, str]) -> dict[str, str]:
     """What the engine inherits: an empty value is "not set" for it too (int("") would stop vLLM)."""
     return {key: value for key, value in settings.items() if value and not key.startswith(OURS) and key not in BUILD_KNOBS}
+
+
+def finds_the_middleware(environment: Mapping[str, str]) -> dict[str, str]:
+    """`environment`, in which Python finds what ENGINE_MIDDLEWARE may name: docker/engine/middleware."""
+    folders = [str(Path(__file__).resolve().parent / "middleware"), environment.get("PYTHONPATH", "")]
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
 
 
 def triton_finds_the_driver(environment: Mapping[str, str], folders: Sequence[Path] = DRIVER_FOLDERS) -> dict[str, str]:
@@ -474,7 +480,8 @@ def start(settings: Mapping[str, str], argv: Sequence[str]) -> int:
     health = Health.from_settings(settings)
     argv = resolved(argv, settings)
     say(f"starting: {shown(argv)}")
-    return supervise([sys.executable, "-m", "vllm.entrypoints.cli.main", *argv], triton_finds_the_driver(engine_environment(settings)), health)
+    environment = finds_the_middleware(triton_finds_the_driver(engine_environment(settings)))
+    return supervise([sys.executable, "-m", "vllm.entrypoints.cli.main", *argv], environment, health)
 
 
 def main(arguments_given: Sequence[str]) -> int:

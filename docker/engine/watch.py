@@ -31,6 +31,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import exporter
 from vitals import Engine, Metrics, NoAnswer, Process, Reply, TooLate
 
 LOOK_S = 1.0
@@ -349,14 +350,17 @@ class Watchdog:
     def _serve(self, port: int) -> None:
         watchdog = self
 
+        exported = exporter.Exporter()
+
         class Handler(BaseHTTPRequestHandler):
             timeout = 5  # who sends nothing does not hold a thread
             wbufsize = -1  # the whole answer at once: HAProxy hangs up when it has read the status
 
             def do_GET(self) -> None:
                 verdict = watchdog.verdict()
-                status, text = ((200 if verdict.ready else 503), verdict.text) if self.path == "/ready" else (404, "GET /ready")
-                body = f"{text}\n".encode(errors="replace")
+                status, text = {"/ready": (200 if verdict.ready else 503, verdict.text),
+                                "/metrics": (200, "")}.get(self.path, (404, "GET /ready"))
+                body = (exported.text(ready=verdict.ready) if self.path == "/metrics" else f"{text}\n").encode(errors="replace")
                 self.send_response(status)
                 self.send_header("Content-Type", "text/plain; charset=utf-8")
                 self.send_header("Content-Length", str(len(body)))

@@ -25,7 +25,7 @@ FP8_CAPABILITY = (8, 9)
 """The first compute capability with 8-bit floating-point matrix products (NVIDIA Ada)."""
 
 CONFIG, PARAMS, MODELOPT = "config.json", "params.json", "hf_quant_config.json"
-_NESTED = ("text_config", "llm_config", "language_config")
+_NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 _FLOATS = ("", "auto", "bfloat16", "float16", "half", "float32", "float", "float64")
 """What weights may be stored as for the engine to hold them in 16 bits: it narrows the wider ones by itself."""
 

@@ -40,5 +40,5 @@ def test_the_gateways_health_asks_no_proxy(door: Door) -> None:
 
 def test_what_status_and_the_benchmark_ask_the_engine_beside_it_goes_by_no_proxy(site: Site, door: Door) -> None:
     wait_until(lambda: operational(door), deadline_s=30, what="the fake engine is up")
-    assert '"models"' in docker("exec", site.upstream, "python3", "-c", status._READ)
+    assert '"models"' in docker("exec", site.upstream, "python3", "-c", status.READ)
     assert float(docker("exec", site.upstream, "timeout", "20", "python3", "-c", composeruntime._FIRST_ANSWER, "8000", "fake")) > 1e9

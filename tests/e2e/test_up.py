@@ -10,6 +10,7 @@ from pathlib import Path
 import requests
 
 from bundle import ROOT, STATE
+from support.faultlog import record
 from support.load import streaming
 from support.project import ON_CPU, Project, wait_until
 
@@ -74,6 +75,7 @@ def test_a_restart_under_16_streams_loses_none(served: Project) -> None:
         wait_until(lambda: load.seen["right"] >= after + 16, deadline_s=120, what="16 answers after it")
     assert "nothing is answered for about" in restart.stderr
     assert set(load.seen) == {"right", "refused"}, load.seen
+    record("restart under 16 streams, one engine", "no stream is lost; 503 with Retry-After meanwhile, never 500", load)
 
 
 def test_changes_reach_only_what_depends_on_them_lose_no_stream_and_what_fails_goes_back(project: Project) -> None:
@@ -90,11 +92,15 @@ def test_changes_reach_only_what_depends_on_them_lose_no_stream_and_what_fails_g
         changed = project.up("--set", "GATEWAY_TIMEOUT_S=1800", "--set", "ENGINE_MAX_NUM_SEQS=12")
         assert changed.returncode == 0, changed.stderr
         third = project.containers()
+    assert set(load.seen) == {"right", "refused"}, load.seen
+    record("a setting changed under 16 streams, one engine", "no stream is lost; 503 with Retry-After meanwhile, never 500", load)
+    with streaming(project.url, SELFTEST, pause_s=0.5) as load:
         # More than the self-test model was made for. The version that answers is taken away for it, and comes back.
         bad = project.up("--set", "GATEWAY_TIMEOUT_S=1800", "--set", "ENGINE_MAX_MODEL_LEN=1048576")
         after = load.seen["right"]
         wait_until(lambda: load.seen["right"] >= after + 16, deadline_s=120, what="16 answers after it was taken back")
     assert set(load.seen) == {"right", "refused"}, load.seen
+    record("a value that the engine refuses, under 16 streams, one engine", "the version before it serves again, exit 7; no stream is lost", load)
     assert third["engine"].id != second["engine"].id
     assert third["gateway"].id == second["gateway"].id
     assert bad.returncode == 7, bad.stderr
@@ -123,21 +129,16 @@ def test_changes_reach_only_what_depends_on_them_lose_no_stream_and_what_fails_g
     assert sorted(path.name for path in STATE.glob(f"{project.name}.*")) == [f"{project.name}.lock"]
 
 
-def test_after_interruptions_two_engines_come_up_and_a_roll_under_16_streams_interrupts_nothing(project: Project) -> None:
+def test_after_interruptions_two_engines_come_up_and_answer(project: Project) -> None:
     for seconds in (1.5, 2, 4):  # while it makes the containers, or starts them, or waits
         with suppress(subprocess.TimeoutExpired):
             project.up("--set", f"ENGINE_MAX_NUM_SEQS={seconds * 2:g}", timeout_s=seconds)
     up = project.up("--set", "HOST_REPLICAS=2", "--set", "HOST_ENGINE_MEMORY=5g")
     assert up.returncode == 0, up.stderr
-    before = project.containers()
-    assert set(before) == {"gateway", "engine", "engine-2"}
-    with streaming(project.url, SELFTEST, pause_s=2) as load:
-        wait_until(lambda: load.seen["right"] >= 16, deadline_s=120, what="16 answers before the roll")
-        roll = project.script("roll", *ON_CPU, "--set", "HOST_REPLICAS=2", "--set", "HOST_ENGINE_MEMORY=5g")
-        assert roll.returncode == 0, roll.stderr
+    assert set(project.containers()) == {"gateway", "engine", "engine-2"}
+    with streaming(project.url, SELFTEST) as load:
+        wait_until(lambda: load.seen["right"] >= 32, deadline_s=120, what="two answers for each client")
     assert set(load.seen) == {"right"}, load.seen
-    after = project.containers()
-    assert {name for name in before if after[name].id != before[name].id} == {"engine", "engine-2"}
 
 
 def test_bad_settings_exit_2_and_the_running_service_is_untouched(served: Project) -> None:

@@ -2,32 +2,48 @@
 
 import os
 import secrets
-import socket
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from support.deployed import KEY, STALL_S, START_S, Deployed
-from support.project import Project, wait_until
+from support.deployed import CACHE_BYTES, CONTEXT, KEY, STALL_S, START_S, Deployed
+from support.gateway import docker
+from support.project import Project, free_port, wait_until
+
+
+@contextmanager
+def small_cache(project: str, folder: Path) -> Iterator[None]:
+    """The project's cache volume, made before it, of a few MiB: a test can fill it up, and nothing else."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={CACHE_BYTES},uid=2000,gid=2000,mode=0755", "tmpfs", str(folder)], check=True, timeout=60)
+    try:
+        docker("volume", "create", "--opt", "type=none", "--opt", "o=bind", "--opt", f"device={folder}", "--label", "com.docker.compose.volume=cache",
+               "--label", f"com.docker.compose.project={project}", f"{project}_cache")
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True, timeout=60)
 
 
 @pytest.fixture(scope="session")
 def deployed(no_leftovers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    """The CPU profile with a key, a short limit for standing still, and prompts that are read in one step however long."""
+    """The CPU profile with a key, a short limit for standing still, a small cache, and prompts that are read in one step however long."""
     keys = tmp_path_factory.mktemp("keys") / "keys.txt"
     keys.write_text(KEY + "\n")
     keys.chmod(0o644)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     own = Project(name=f"test-{os.getpid()}-{secrets.token_hex(3)}")
-    try:
-        lines = (f"GATEWAY_PORT={port}", f"GATEWAY_API_KEYS_FILE={keys}", f"HEALTH_STALL_S={STALL_S}", "ENGINE_MAX_MODEL_LEN=40960",
-                 "ENGINE_MAX_NUM_BATCHED_TOKENS=40960", "HOST_ENGINE_MEMORY=5g")
-        up = own.up(*(word for line in lines for word in ("--set", line)))
-        assert up.returncode == 0, up.stderr
-        yield Deployed(project=own, url=own.url)
-    finally:
-        own.remove()
+    lines = (f"GATEWAY_PORT={port}", f"GATEWAY_API_KEYS_FILE={keys}", f"HEALTH_STALL_S={STALL_S}", f"ENGINE_MAX_MODEL_LEN={CONTEXT}",
+             f"ENGINE_MAX_NUM_BATCHED_TOKENS={CONTEXT}", "HOST_ENGINE_MEMORY=5g")
+    mine = Deployed(project=own, url=f"http://127.0.0.1:{port}", lines=lines)
+    with small_cache(own.name, tmp_path_factory.mktemp("cache")):
+        try:
+            up = mine.change("up")
+            assert up.returncode == 0, up.stderr
+            yield mine
+        finally:
+            own.remove()
 
 
 @pytest.fixture

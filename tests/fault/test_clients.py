@@ -1,11 +1,13 @@
-"""OpenAI's and Anthropic's own libraries against the real engine, through the gateway, with a key."""
+"""The libraries that clients use against the real engine, through the gateway, with a key: OpenAI's and Anthropic's own, and LiteLLM's."""
 
 from typing import Any
 
 import anthropic
 import openai
 
+from support import foreign
 from support.deployed import KEY, Deployed
+from support.project import wait_until
 
 TALK: Any = [{"role": "user", "content": "hello"}]
 
@@ -41,3 +43,20 @@ def test_anthropics_client_is_served(served: Deployed) -> None:
         with client.messages.stream(model="selftest", max_tokens=8, messages=TALK) as stream:
             assert stream.get_final_message().usage.output_tokens > 0
         assert client.messages.count_tokens(model="selftest", messages=TALK).input_tokens > 0
+
+
+def test_their_libraries_for_node_are_served_and_refused_as_python_s(served: Deployed) -> None:
+    said = foreign.node(served.url, KEY)
+    assert said["model"] == "selftest"
+    assert said["whole"] == said["streamed"] != ""
+    assert said["piped"] == 200, "a body in chunks, without its length"
+    assert min(said["anthropic"]) > 0
+    assert said["refused"] == {"openai key": "AuthenticationError", "openai value": "BadRequestError", "openai model": "NotFoundError",
+                               "anthropic key": "AuthenticationError", "anthropic value": "BadRequestError"}
+    wait_until(lambda: served.metric("num_requests_running") == 0, deadline_s=60, what="who hung up is not computed for")
+
+
+def test_litellms_sdk_is_served_and_refused(served: Deployed) -> None:
+    said = foreign.litellm(served.url, KEY)
+    assert said["whole"] == said["streamed"] == said["anthropic"] != ""
+    assert said["refused"] == {"key": "AuthenticationError", "value": "BadRequestError", "model": "NotFoundError"}

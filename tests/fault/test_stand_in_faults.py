@@ -4,6 +4,8 @@ import json
 import os
 import re
 import secrets
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
 http.server.ThreadingHTTPServer(("127.0.0.1", 8000), Handler).serve_forever()
 """
+FREEZES_WHEN_TOLD = FREEZES.replace("min(time.monotonic() - began, 8)", "(0 if os.path.exists('/stand-in/freeze') else time.monotonic() - began)") \
+    .replace("import http.server, time", "import http.server, os, time")
 NO_PROXY_OF_OURS = [word for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY") for word in ("--env", f"{name}=http://127.0.0.1:9")]
 
 
@@ -68,6 +72,45 @@ def test_frozen_tokens_with_a_green_health_end_the_engine_three_times_and_then_i
     assert len(re.findall(r"^entrypoint: the engine hung and was ended after \d+ s: no token for \d+ s with 1 running, 0 waiting$", log, re.M)) == 3
     assert re.search(r"^watch: the engine hangs: .*; it was ended 3 times within the last hour: it is left alone for 300 s more", log, re.M)
     record("tokens frozen, /health green (stand-in)", "ended with its reason, three times an hour, then at growing intervals")
+
+
+def test_a_clock_that_jumps_by_days_ends_nothing_and_hides_no_hang(tmp_path: Path) -> None:
+    # The host's clock is everybody's: libfaketime moves the container's alone, and as the kernel does, not the one that only counts up.
+    package = tmp_path / "libfaketime"
+    package.mkdir()
+    package.chmod(0o777)  # apt fetches as nobody
+    subprocess.run(["apt-get", "download", "--quiet", "libfaketime"], cwd=package, check=True, timeout=120)
+    (archive,) = package.glob("*.deb")
+    subprocess.run(["dpkg-deb", "--extract", str(archive), str(tmp_path / "files")], check=True, timeout=60)
+    (library,) = (tmp_path / "files").rglob("libfaketime.so.1")
+    folder = tmp_path / "jumps"
+    folder.mkdir()
+    (folder / "libfaketime.so.1").write_bytes(library.read_bytes())
+    clock = folder / "clock"
+    clock.write_text("+0\n")
+    faked = {"LD_PRELOAD": "/stand-in/libfaketime.so.1", "FAKETIME_TIMESTAMP_FILE": "/stand-in/clock", "FAKETIME_NO_CACHE": "1",
+             "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1", "HEALTH_STALL_S": "4"}
+    options = [word for name, value in faked.items() for word in ("--env", f"{name}={value}")]
+    with stand_in(folder, FREEZES_WHEN_TOLD, *options, "--restart", "always") as name:
+        def now() -> float:
+            return float(docker("exec", name, "/opt/venv/bin/python", "-S", "-c", "import time; print(time.time())"))
+
+        def verdict() -> str:
+            return docker("exec", name, "/opt/venv/bin/python", "-S", "/opt/bundle/healthchecks/ready.py", check=False).strip()
+
+        wait_until(lambda: verdict().startswith("ok"), deadline_s=60, what="the stand-in is ready")
+        for days in (3, -3):
+            clock.write_text(f"{days:+d}d\n")
+            assert abs(now() - time.time() - days * 86400) < 60, "the case is a clock that jumps"
+            end = time.monotonic() + 8  # twice as long as it takes to end one that stands still
+            while time.monotonic() < end:
+                assert verdict().startswith("ok")
+                time.sleep(0.5)
+        assert restarts(name) == 0
+        (folder / "freeze").touch()
+        wait_until(lambda: restarts(name) > 0, deadline_s=60, what="it is found that nothing moves")
+        assert "the engine hung and was ended" in docker("logs", name)
+    record("clock jumps by 3 days, and back (stand-in)", "in service all the time; who hangs then is ended all the same")
 
 
 def test_without_an_init_the_entrypoint_is_a_proper_first_process(tmp_path: Path) -> None:

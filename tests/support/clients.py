@@ -91,15 +91,15 @@ def _tokens(data: bytes, stream: bool) -> int:
 
 
 @contextmanager
-def keep_asking(url: str, clients: int, *, key: str = "", tokens: int = 16, pause_s: float = 0.05) -> Iterator[Tally]:
-    """While the block runs, so many clients ask, every other one for streams, and again as soon as they are answered. The tally is whole
+def keep_asking(url: str, clients: int, *, key: str = "", tokens: int = 16, rest_s: float = 0, pause_s: float = 0.05) -> Iterator[Tally]:
+    """While the block runs, so many clients ask, every other one for streams, and again `rest_s` after an answer. The tally is whole
     once the block has ended."""
     tally, over = Tally(), threading.Event()
 
     def client(number: int) -> None:
         while not over.is_set():
-            if ask(url, tally, key=key, stream=number % 2 == 0, tokens=tokens) != "right":
-                over.wait(pause_s)
+            outcome = ask(url, tally, key=key, stream=number % 2 == 0, tokens=tokens)
+            over.wait(rest_s if outcome == "right" else pause_s)
 
     with ThreadPoolExecutor(max_workers=clients) as pool:
         asking = [pool.submit(client, number) for number in range(clients)]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,20 +15,30 @@ from urllib.error import HTTPError
 from bundle import ROOT
 from support.clients import Tally, ask, keep_asking
 from support.gateway import docker
-from support.project import Project, wait_until
+from support.project import ON_CPU, Project, wait_until
 
 START_S = 300
 STALL_S = 20
+SIGN_S = STALL_S / 4
+"""After which docker/engine/watch.py takes an engine that stands still out of service."""
+CONTEXT = 96 * 1024
+CACHE_BYTES = 8 * 2**20
 KEY = "sk-canary-" + secrets.token_hex(24)
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deployed:
-    """The deployment of this file: its engine and its gateway."""
+    """One deployment. Where there are replicas, `engine` and what is asked of it is the first."""
 
     project: Project
     url: str
+    lines: Sequence[str]
+    """What it was brought up with over the CPU profile, as KEY=VALUE."""
+
+    def change(self, verb: str, *lines: str) -> subprocess.CompletedProcess[str]:
+        """`make up` or `make roll` with `lines` over its own."""
+        return self.project.script(verb, *ON_CPU, *(word for line in (*self.lines, *lines) for word in ("--set", line)))
 
     @property
     def engine(self) -> str:
@@ -74,9 +84,9 @@ class Deployed:
         return ask(self.url, Tally(), key=KEY) == "right"
 
     @contextmanager
-    def asked_by(self, clients: int, *, tokens: int = 16) -> Iterator[Tally]:
-        """While the block runs, so many clients ask; it begins once some have been answered."""
-        with keep_asking(self.url, clients, key=KEY, tokens=tokens) as tally:
+    def asked_by(self, clients: int, *, tokens: int = 16, rest_s: float = 0) -> Iterator[Tally]:
+        """While the block runs, so many clients ask, again `rest_s` after an answer; it begins once some have been answered."""
+        with keep_asking(self.url, clients, key=KEY, tokens=tokens, rest_s=rest_s) as tally:
             wait_until(lambda: tally.outcomes["right"] >= clients, deadline_s=120, what="the clients are answered")
             yield tally
 

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 from bundle import ROOT
 from support.clients import Tally
+from support.load import Load
 
 FILE = ROOT / "reports" / "faults.json"
 
@@ -24,12 +25,14 @@ class Fault:
     recovery_s: float | None
 
 
-def record(fault: str, promise: str, tally: Tally | None = None, recovery_s: float | None = None) -> Fault:
-    """Keep one record in place of an earlier one of the same fault."""
+def record(fault: str, promise: str, tally: Tally | Load | None = None, recovery_s: float | None = None) -> Fault:
+    """Keep one record in place of an earlier one of the same fault. A Load's requests are right or refused in form (its test sees to that)."""
     tally = tally or Tally()
-    count = tally.outcomes
-    found = Fault(fault=fault, promise=promise, sent=tally.sent, right=count["right"], wrong=count["wrong"],
-                  failed_in_form=count["failed in form"], lost=count["lost"], recovery_s=None if recovery_s is None else round(recovery_s, 1))
+    right, refused = (tally.seen["right"], tally.seen["refused"]) if isinstance(tally, Load) else \
+        (tally.outcomes["right"], tally.outcomes["failed in form"])
+    lost = 0 if isinstance(tally, Load) else tally.outcomes["lost"]
+    found = Fault(fault=fault, promise=promise, sent=tally.sent, right=right, wrong=tally.sent - right - refused - lost, failed_in_form=refused,
+                  lost=lost, recovery_s=None if recovery_s is None else round(recovery_s, 1))
     try:
         kept = [one for one in json.loads(FILE.read_text(encoding="utf-8")) if one["fault"] != fault]
     except (OSError, ValueError):

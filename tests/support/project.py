@@ -1,6 +1,7 @@
 """One deployment in a test: its own project name, its own port, the real scripts as processes."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -57,6 +58,12 @@ class Project:
         kept.forget(self.deployment)
         for file in STATE.glob(f"{self.name}.*"):
             file.unlink()
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def wait_until(reached: Callable[[], bool], *, deadline_s: float, what: str) -> None:

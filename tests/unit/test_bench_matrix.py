@@ -314,8 +314,9 @@ def test_the_suite_axes_holds_every_value_of_an_axis(axis: str, key: str, values
 
 def test_stock_is_vllms_own_defaults_written_out(pristine: Path) -> None:
     assert of(SHIPPED.cells["stock"], pristine).argv[3:] == (
-        "--host", "0.0.0.0", "--port", "8000", "--shutdown-timeout", "30", "--gpu-memory-utilization", "0.92", "--max-model-len", "16K",
-        "--max-num-seqs", "256", "--max-num-batched-tokens", "2048", "--served-model-name", "selftest")
+        "--host", "0.0.0.0", "--port", "8000", "--shutdown-timeout", "30", "--middleware", "requestlog.RequestLog", "--disable-uvicorn-access-log",
+        "--gpu-memory-utilization",
+        "0.92", "--max-model-len", "16K", "--max-num-seqs", "256", "--max-num-batched-tokens", "2048", "--served-model-name", "selftest")
     assert "--max-model-len" not in of(SHIPPED.cells["stock-as-is"], pristine).argv
 
 

@@ -174,7 +174,7 @@ def test_apply_changes_lines_in_place_and_the_profile_loads(root: Path) -> None:
     assert lines.index("# Read by nothing; use nothing.") > at
     assert lines.index("#### Measured: what the profile did not have") < lines.index("ENGINE_ASYNC_SCHEDULING=false")
     assert lines.index("ENGINE_KV_CACHE_DTYPE=fp8") < at  # in its own place, too
-    changed = {"ENGINE_MAX_NUM_SEQS=256", "# ENGINE_KV_CACHE_DTYPE=fp8", "# CUDA_DEVICE_MAX_CONNECTIONS=32"}
+    changed = {"ENGINE_MAX_NUM_SEQS=auto", "# ENGINE_KV_CACHE_DTYPE=fp8", "# CUDA_DEVICE_MAX_CONNECTIONS=32"}
     assert [line for line in base if line not in lines] == [line for line in base if line in changed]
     assert max(map(len, lines)) <= 150
     loaded = settings.load("tuned", root=root, environ={})

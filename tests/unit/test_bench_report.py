@@ -222,7 +222,7 @@ def test_the_pareto_front_holds_what_nothing_beats_in_both() -> None:
 def test_names_beside_points_do_not_cover_each_other() -> None:
     far = SyntheticResult(name="far", sets=("ENGINE_MAX_NUM_SEQS=1",), ratio=2, itl=2)
     crowd = [SyntheticResult(name=f"a-cell-{number:02}", sets=(f"ENGINE_MAX_NUM_SEQS={number}",), ratio=1 + number / 200, itl=1 + number / 300)
-             for number in range(12)]
+             for number in range(8)]
     svg = plots.throughput_against_latency(build(far, *crowd), "chat", "itl_ms_p99", "P99 ITL")
     boxes = []
     for style, x, y, name in re.findall(r'<text style="([^"]*)" x="([\d.]+)" y="([\d.]+)"[^>]*>(a-cell-\d+|control|far)<', svg):

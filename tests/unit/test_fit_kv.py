@@ -6,8 +6,9 @@ import pytest
 
 from bundle.base.errors import ConfigurationError
 from bundle.fit import estimation, modelshape
-from bundle.fit.kvcache import Cache, cell_bytes
-from bundle.fit.modelshape import Attention, Model
+from bundle.fit.kvcache import Cache, Layout, cache, cell_bytes
+from bundle.fit.layers import Attention, Kept
+from bundle.fit.modelshape import Model
 from bundle.fit.request import Request
 from bundle.machine.devices import GIB, Device, find
 from support import modelfolder
@@ -18,8 +19,15 @@ def qwen3(tmp_path: Path) -> Model:
     return modelshape.read(modelfolder.folder(tmp_path, modelfolder.published("qwen3-8b")))
 
 
-def attention(full: int, windowed: int, window: int, heads: int, dim: int) -> Attention:
-    return Attention(full=full, windowed=windowed, window=window, heads=heads, kv_heads=heads, key_dim=dim, value_dim=dim)
+def cut(full: int, windowed: int, window: int, heads: int, dim: int, *, each: int = 2, block: int = 16, in_flight: int = 4096) -> Cache:
+    """The cache of layers alike; `each` is the bytes of an element."""
+    kept = [Kept(layers=layers, kv_heads=heads, key_dim=dim, value_dim=dim, window=length)
+            for layers, length in ((full, 0), (windowed, window)) if layers]
+    dtype = {1: "fp8", 2: "bfloat16"}[each]
+    return cache(Attention(kept=tuple(kept), heads=heads), Layout(dtype=dtype, float_bytes=2, gpus=1, block_tokens=block, in_flight=in_flight))
+
+
+HEAD = Kept(layers=1, kv_heads=8, key_dim=128, value_dim=128)
 
 
 # What vLLM 0.33.0's own planner (v1/core/kv_cache_planning.py: groups, blocks, capacity) answers for made-up layers: full, windowed, window,
@@ -39,10 +47,9 @@ def attention(full: int, windowed: int, window: int, heads: int, dim: int) -> At
 def test_tokens_and_least_memory_are_what_vllms_own_planner_answers(
         full: int, windowed: int, window: int, heads: int, dim: int, each: int, block: int, in_flight: int, length: int, memory: int, tokens: int,
         least: int) -> None:
-    kept = attention(full, windowed, window, heads, dim)
-    cache = Cache(attention=kept, layer_bytes=2 * heads * dim * each, block_tokens=block, in_flight=in_flight)
-    assert cache.tokens(memory, length) == tokens
-    assert cache.sequence_bytes(length) == least
+    made = cut(full, windowed, window, heads, dim, each=each, block=block, in_flight=in_flight)
+    assert made.tokens(memory, length) == tokens
+    assert made.sequence_bytes(length) == least
 
 
 # Tokens for Qwen3-8B's shape, at 1.5 GiB of overhead and sequences of a whole number of blocks: bf16 weights with bf16 and fp8 KV, fp8 with both.
@@ -71,26 +78,26 @@ def test_bytes_of_a_token_of_qwen3_8b_are_the_published_144_kib(qwen3: Model) ->
     ("auto", 512), ("bfloat16", 512), ("fp8", 256), ("fp8_e5m2", 256), ("int8_per_token_head", 264), ("fp8_per_token_head", 264),
     ("int4_per_token_head", 136), ("nvfp4", 144)])
 def test_bytes_that_one_head_keeps_of_a_token(dtype: str, size: int) -> None:
-    assert cell_bytes(attention(1, 0, 0, 8, 128), dtype) == size
+    assert cell_bytes(HEAD, dtype) == size
 
 
 def test_a_latent_is_kept_once_and_its_own_types_have_their_own_sizes() -> None:
-    latent = Attention(full=61, windowed=0, window=0, heads=128, kv_heads=1, key_dim=576, value_dim=0)
+    latent = Kept(layers=61, kv_heads=1, key_dim=576, value_dim=0)
     assert [cell_bytes(latent, dtype) for dtype in ("auto", "fp8", "fp8_ds_mla", "nvfp4_ds_mla")] == [1152, 576, 656, 352]
 
 
 def test_a_type_whose_layout_is_not_known_is_refused_not_guessed() -> None:
     with pytest.raises(ConfigurationError, match="ENGINE_KV_CACHE_DTYPE=turboquant_k8v4: fit does not know"):
-        cell_bytes(attention(1, 0, 0, 8, 128), "turboquant_k8v4")
+        cell_bytes(HEAD, "turboquant_k8v4")
 
 
 @pytest.mark.parametrize("limit", [1, 1000, 40_960, 10_000_000])
 def test_the_longest_sequence_fits_and_one_token_more_does_not(limit: int) -> None:
-    cache = Cache(attention=attention(5, 29, 1024, 4, 256), layer_bytes=4096, block_tokens=16, in_flight=4096)
+    made = cut(5, 29, 1024, 4, 256)
     memory = 3 * GIB
-    longest = cache.longest(memory, limit)
-    assert cache.sequence_bytes(longest) <= memory
-    assert longest == limit or cache.sequence_bytes(longest + 1) > memory
+    longest = made.longest(memory, limit)
+    assert made.sequence_bytes(longest) <= memory
+    assert longest == limit or made.sequence_bytes(longest + 1) > memory
 
 
 def test_a_window_makes_a_long_sequence_cheaper_than_the_same_layers_without(tmp_path: Path) -> None:

@@ -100,10 +100,22 @@ def test_an_unknown_architecture_with_weights_is_counted_and_the_assumption_is_s
     assert "plain decoder" in model.notes[0]
 
 
-@pytest.mark.parametrize("odd", [{"layer_types": ["linear_attention", "full_attention"]}, {"index_topk": 2048}, {"mamba_d_state": 16}])
-def test_layers_whose_cache_is_no_plain_one_are_refused_not_guessed(odd: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(PrerequisiteError, match="whose cache fit cannot compute"):
+@pytest.mark.parametrize(("odd", "named"), [
+    ({"layer_types": ["linear_attention"] * 18 + ["full_attention"] * 18}, "18 layers with a state"),
+    ({"layer_types": ["retention"] * 36}, "retention"), ({"index_topk": 2048}, "index_topk"), ({"is_encoder_decoder": True}, "cross-attention")])
+def test_layers_whose_cache_is_no_plain_one_are_refused_not_guessed(odd: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(PrerequisiteError, match=rf"Qwen3ForCausalLM has layers whose cache fit cannot compute \(.*{named}"):
         read(tmp_path, modelfolder.published("qwen3-8b") | odd)
+
+
+def test_too_few_kinds_of_layers_are_named(tmp_path: Path) -> None:
+    with pytest.raises(PrerequisiteError, match="names the kinds of 2 layers, and num_hidden_layers is 36"):
+        read(tmp_path, modelfolder.published("qwen3-8b") | {"layer_types": ["sliding_attention", "full_attention"]})
+
+
+def test_a_key_that_the_family_does_not_read_changes_nothing(tmp_path: Path) -> None:
+    plain = modelfolder.published("qwen3-8b")
+    assert read(tmp_path / "a", plain | {"mamba_d_state": 16, "kv_lora_rank": 512}).attention == read(tmp_path / "b", plain).attention
 
 
 def test_a_vision_tower_without_weights_is_said_not_to_be_counted(tmp_path: Path) -> None:
@@ -111,7 +123,7 @@ def test_a_vision_tower_without_weights_is_said_not_to_be_counted(tmp_path: Path
 
 
 def test_a_missing_value_is_named(tmp_path: Path) -> None:
-    config = modelfolder.published("qwen3-8b")
+    config = modelfolder.published("qwen3-8b") | {"model_type": "novel"}
     del config["num_hidden_layers"]
     with pytest.raises(PrerequisiteError, match=r"config\.json: no num_hidden_layers"):
         read(tmp_path, config)

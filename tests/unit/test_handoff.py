@@ -112,9 +112,10 @@ def test_compose_builds_nothing_and_pulls_only_what_a_registry_has(folder: Path)
     assert "build-args" not in text
     added = [line for line in text.splitlines() if line not in ours]
     assert added[:2] == ["    pull_policy: never", "    pull_policy: missing"]
+    assert added.pop() == "    pull_policy: never", "monitoring, which this handoff is without"
     assert [line[:38] for line in added[2:]] == [f"  engine-{number}: {{pull_policy: missing, <<:" for number in range(2, MOST_REPLICAS + 1)]
     images = [line.strip() for line in text.splitlines() if line.lstrip().startswith("image:")]
-    assert images == ["image: ${IMAGE_ENGINE:?}", "image: ${IMAGE_GATEWAY:?}"]
+    assert images == ["image: ${IMAGE_ENGINE:?}", "image: ${IMAGE_MONITORING:?}", "image: ${IMAGE_GATEWAY:?}"]
 
 
 def test_reports_say_what_is_not_known(folder: Path) -> None:

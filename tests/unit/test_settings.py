@@ -111,7 +111,8 @@ def test_flags_follow_the_model_in_the_order_of_the_files(root: Path) -> None:
     found = load(root, "cpu", "ENGINE_MODEL=/m", "ENGINE_STREAM_INTERVAL=2", "ENGINE_SEED=7")
     flags = [word for word in found.argv if word.startswith("--")]
     assert found.argv[:3] == ("vllm", "serve", "/m")
-    assert flags == ["--quantization", "--host", "--port", "--shutdown-timeout", "--seed", "--enforce-eager", "--dtype", "--max-model-len",
+    assert flags == ["--quantization", "--host", "--port", "--shutdown-timeout", "--middleware", "--disable-uvicorn-access-log", "--seed",
+                     "--enforce-eager", "--dtype", "--max-model-len",
                      "--max-num-seqs", "--max-num-batched-tokens", "--gpu-memory-utilization", "--stream-interval", "--served-model-name"]
     assert found.argv[found.argv.index("--seed") + 1] == "7"
 

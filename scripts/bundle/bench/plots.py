@@ -32,6 +32,8 @@ _FONT = 12
 _ROW = 22
 _NAME = 22  # characters of a cell's name beside a row
 _MOST_LINES = 300
+_AROUND = ((0, "left", "center"), (180, "right", "center"), (90, "center", "bottom"), (270, "center", "top"),
+           (35, "left", "bottom"), (325, "left", "top"), (145, "right", "bottom"), (215, "right", "top"))
 _RINGS = (8, 22, 38, 56, 76)  # how far a name stands from its point: with a line to it but in the nearest, where it could be any neighbour's
 _STYLE: Any = {"svg.fonttype": "none", "font.family": ["DejaVu Sans"], "font.size": _FONT, "axes.spines.top": False,
           "axes.spines.right": False, "axes.edgecolor": GREY, "axes.labelcolor": BLACK, "xtick.color": "#444444", "ytick.color": "#444444",
@@ -115,6 +117,25 @@ def memory(result: Result) -> str:
         axes.set_title("GPU memory, GiB", loc="left", fontsize=_FONT, color=BLACK)
         _legend(figure, len(named))
         return _svg(figure, "GPU memory over time, from the start of the engine, one line for each cell")
+
+
+def over_time(lines: Mapping[str, Sequence[tuple[float, float]]], title: str, *, dots: bool = False) -> str:
+    """What `lines` have of (seconds, value), a line or a cloud of dots for each; "" without any."""
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return ""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(300)
+        axes.grid(True, axis="y")
+        for number, (name, points) in enumerate(lines.items()):
+            axes.plot(*zip(*points, strict=True), "." if dots else "-", color=_SERIES[number % len(_SERIES)], markersize=2, linewidth=1.4,
+                      label=_short(name, 40) if len(lines) > 1 else None)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("seconds")
+        axes.set_title(title, loc="left", fontsize=_FONT, color=BLACK)
+        if len(lines) > 1:
+            _legend(figure, len(lines))
+        return _svg(figure, f"{title} over time")
 
 
 def start_phases(result: Result) -> str:
@@ -283,17 +304,16 @@ def _label(figure: Figure, axes: Axes, points: Mapping[str, tuple[float, float]]
 def _free_place(axes: Axes, point: tuple[float, float], text: str, colour: str, distance: float, frame: Bbox, taken: Sequence[Bbox]) -> Bbox | None:
     """Write `text` at `distance` from `point` where it covers nothing that is `taken`, and return what it covers; None where all is taken."""
     line = {"arrowstyle": "-", "color": GREY, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4} if distance > _RINGS[0] else None
-    for degrees, across, along in ((0, "left", "center"), (180, "right", "center"), (90, "center", "bottom"), (270, "center", "top"),
-                                   (35, "left", "bottom"), (325, "left", "top"), (145, "right", "bottom"), (215, "right", "top")):
-        offset = (distance * math.cos(math.radians(degrees)), distance * math.sin(math.radians(degrees)))
-        note = axes.annotate(text, point, xytext=offset, textcoords="offset points", ha=across, va=along, fontsize=_FONT - 1, color=colour,
-                             arrowprops=line)
+    note = axes.annotate(text, point, xytext=(0, 0), textcoords="offset points", fontsize=_FONT - 1, color=colour, arrowprops=line)
+    for degrees, across, along in _AROUND:
+        note.xyann = (distance * math.cos(math.radians(degrees)), distance * math.sin(math.radians(degrees)))
+        note.set(ha=across, va=along)
         note.get_window_extent()  # puts it in its place
         covers = Text.get_window_extent(note)  # without the line
         inside = frame.x0 <= covers.x0 and covers.x1 <= frame.x1 and frame.y0 <= covers.y0 and covers.y1 <= frame.y1
         if inside and not any(covers.overlaps(other) for other in taken):
             return covers
-        note.remove()
+    note.remove()
     return None
 
 

@@ -61,10 +61,13 @@ class Part:
 
 def write(folder: Path, result: Result) -> None:
     """Write report.md and report.html of `result` (analysis.analyse) into `folder`."""
-    parts = list(_parts(result))
+    pages(folder, title=f"Benchmark {result['run']}", suite=result["suite"], answer=answer(result), parts=list(_parts(result)))
+
+
+def pages(folder: Path, *, title: str, suite: str, answer: Sequence[str], parts: Sequence[Part]) -> None:
+    """Write report.md and report.html into `folder`: what it says in a paragraph or two, and the parts below it."""
     for name in ("report.md", "report.html"):
-        text = _environment(name).get_template(f"{name}.j2").render(title=f"Benchmark {result['run']}", suite=result["suite"],
-                                                                    answer=answer(result), parts=parts)
+        text = _environment(name).get_template(f"{name}.j2").render(title=title, suite=suite, answer=answer, parts=parts)
         (folder / name).write_text(text.rstrip() + "\n", encoding="utf-8")
 
 

@@ -108,7 +108,7 @@ def work(config: Mapping[str, Any], settings: Mapping[str, str], ceilings: Ceili
     return Work(
         model=model, parameters=sum(kinds.get(kind, 0) for kind in ("linear", "router")) + kinds.get("expert", 0) * chosen, head=kinds[head],
         weights=_bytes(model, request, device, [*held, head]), experts=_bytes(model, request, device, ["expert"]), chosen=chosen,
-        kv_layer_bytes=estimation.estimate(model, request, device).kv_bytes_per_token / model.attention.layers,
+        kv_layer_bytes=estimation.estimate(model, request, device).kv_bytes_per_token / max(1, model.attention.layers),
         bandwidth=ceilings["copy_gb_s"] * 1e9, rate=_rate(model, request, rates) * 1e12)
 
 

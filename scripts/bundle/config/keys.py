@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from bundle.base.text import near
 from bundle.config.catalogue import TARGETS
 
-PREFIXES = ("HOST_", "GATEWAY_", "HEALTH_", "IMAGE_", "MODEL_", "BUILD_")
+PREFIXES = ("HOST_", "GATEWAY_", "HEALTH_", "IMAGE_", "MODEL_", "BUILD_", "MONITORING_", "SLO_")
 
+_NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 _SIZE = re.compile(r"\d+(\.\d+)?[bkmgBKMG]")
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]*(@sha256:[0-9a-f]{64})?")
 _GPUS = re.compile(r"[\w./:=-]+(,[\w./:=-]+)*", re.ASCII)
@@ -19,7 +20,7 @@ _SIZES = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 @dataclass(frozen=True, kw_only=True)
 class HostKey:
-    """One key of the bundle. `kind` is int, size, gpus, address, image, project, origins or text; empty is allowed unless `required`."""
+    """One key of the bundle. `kind` is int, number, size, gpus, address, image, project, origins or text; empty is allowed unless `required`."""
 
     kind: str = "text"
     required: bool = False
@@ -39,6 +40,8 @@ class HostKey:
                 return f"{value!r} is not a whole number."
             if not self.minimum <= int(value) <= self.maximum:
                 return f"{value} is outside {self.minimum} to {self.maximum}."
+        if self.kind == "number" and not _NUMBER.fullmatch(value):
+            return f"{value!r} is not a number, such as 0.5 or 30."
         if self.kind == "address" and not _is_address(value):
             return f"{value!r} is not an IP address. 127.0.0.1 serves this host only, 0.0.0.0 every network."
         pattern, example = {"gpus": (_GPUS, "a list of GPUs, by index or UUID: 0,1"),
@@ -57,6 +60,7 @@ MOST_REPLICAS = 8
 MODELS = ("engine", "engine-b", "engine-c", "engine-d")
 """The services of the models of one deployment, of which each has its replicas behind it (engine-b-2 …), and their backends in the gateway."""
 
+_NUMBER_KEY = HostKey(kind="number", required=True)
 _FILE = HostKey(path=True)
 _SIZE_KEY = HostKey(kind="size", required=True)
 _IMAGE_KEY = HostKey(kind="image", required=True)
@@ -92,6 +96,20 @@ HOST_KEYS: dict[str, HostKey] = {
     "IMAGE_TARGET": HostKey(required=True, choices=TARGETS),
     "IMAGE_ENGINE": _IMAGE_KEY,
     "IMAGE_GATEWAY": _IMAGE_KEY,
+    "IMAGE_MONITORING": _IMAGE_KEY,
+    "HOST_MONITORING": HostKey(required=True, choices=("on", "off")),
+    "MONITORING_INTERVAL_S": _int(1, 3600),
+    "MONITORING_HOLD_S": _int(0, 86_400),
+    "MONITORING_RETENTION_DAYS": _int(1, 3650),
+    "MONITORING_DISK_MIB": _int(256, 10_000_000),
+    "MONITORING_WEBHOOK_FILE": _FILE,
+    "SLO_TTFT_P95_S": _NUMBER_KEY,
+    "SLO_ITL_P95_S": _NUMBER_KEY,
+    "SLO_E2E_P99_S": _NUMBER_KEY,
+    "SLO_QUEUE_P95_S": _NUMBER_KEY,
+    "SLO_ERRORS": _NUMBER_KEY,
+    "SLO_WAITING": _int(0, 1_000_000),
+    "SLO_REFUSED_PER_MINUTE": _int(0, 1_000_000),
     "MODEL_DIR": _FILE,
     "MODEL_ADAPTERS_DIR": _FILE,
     "BASE_IMAGE": HostKey(kind="image"),
@@ -102,8 +120,8 @@ HOST_KEYS: dict[str, HostKey] = {
 FOR_ENTRYPOINT = ("HEALTH_STALL_S",)
 """Keys that docker/engine/entrypoint.py reads, beside the engine: they are handed over with the engine's own settings."""
 
-DERIVED: tuple[str, ...] = ("COMPOSE_PROFILES", *(f"HOST_GPUS_{number}" for number in range(1, MOST_REPLICAS + 1)))
-"""What compose.yaml takes from HOST_REPLICAS, HOST_GPU_COUNT and HOST_GPUS: the services of the further replicas, and each one's GPUs."""
+DERIVED: tuple[str, ...] = ("COMPOSE_PROFILES", "GATEWAY_MONITORING", *(f"HOST_GPUS_{number}" for number in range(1, MOST_REPLICAS + 1)))
+"""What compose.yaml takes from HOST_REPLICAS, HOST_GPU_COUNT, HOST_GPUS and HOST_MONITORING: the services that run, and each replica's GPUs."""
 
 GATEWAY_WRITTEN = ("GATEWAY_BACKENDS", "GATEWAY_MODELS_FILE")
 """What `make up` tells the gateway of the models: the backends that it needs, and the file that says which model's name leads to which."""

@@ -10,7 +10,8 @@ from bundle.config.envfile import Entry
 from bundle.config.keys import HOST_KEYS, PREFIXES
 
 ENVIRONMENT_PREFIXES = ("CUDA_", "CUBLAS_", "CUBLASLT_", "CUDNN_", "PYTORCH_", "TORCH_", "TORCHDYNAMO_", "TORCHINDUCTOR_", "NCCL_", "TRITON_",
-                        "VLLM_", "FLASHINFER_", "HF_", "OMP_", "MKL_", "KMP_", "NVIDIA_", "TOKENIZERS_", "MALLOC_", "GLOO_", "UCX_", "LMCACHE_")
+                        "VLLM_", "FLASHINFER_", "HF_", "OMP_", "MKL_", "KMP_", "NVIDIA_", "TOKENIZERS_", "MALLOC_", "GLOO_", "UCX_", "LMCACHE_",
+                        "OTEL_")
 ENVIRONMENT_NAMES = ("DO_NOT_TRACK", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "LD_PRELOAD", "HUGGING_FACE_HUB_TOKEN")
 """What the engine's process environment may hold: libraries' own names, passed through unchanged."""
 
@@ -55,6 +56,8 @@ class Rules:
             if value == words.AUTO:
                 return "auto measures a GPU, and the CPU engine uses none. Delete the line."
         elif flag and flag.name in words.WORDS:
+            if value.lower() == words.AUTO != value:
+                return f"{value!r} is not a value. Write {key}={words.AUTO}."
             flag = replace(flag, words=(*flag.words, words.AUTO))
         if flag:
             return flag.fault(value) if value else ""

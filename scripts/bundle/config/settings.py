@@ -356,16 +356,18 @@ def _derived(entries: dict[str, Entry]) -> dict[str, Entry]:
         else:
             derive("ENGINE_SERVED_MODEL_NAME", _name(Path(model).name if model.startswith("/") else model), "the name of ENGINE_MODEL")
     for key, derived in _replicas(value).items():
-        derive(key, derived, "HOST_REPLICAS, HOST_GPU_COUNT and HOST_GPUS")
+        derive(key, derived, "HOST_REPLICAS, HOST_GPU_COUNT, HOST_GPUS and HOST_MONITORING")
     return entries
 
 
 def _replicas(value: Callable[[str], str]) -> dict[str, str]:
     """What compose.yaml needs to run the further replicas, and to give each its own GPUs; {} where the values it comes from are wrong."""
-    if any(HOST_KEYS[key].fault(value(key)) for key in ("HOST_REPLICAS", "HOST_GPU_COUNT", "HOST_GPUS")):
+    if any(HOST_KEYS[key].fault(value(key)) for key in ("HOST_REPLICAS", "HOST_GPU_COUNT", "HOST_GPUS", "HOST_MONITORING")):
         return {}
     replicas, count = int(value("HOST_REPLICAS")), int(value("HOST_GPU_COUNT"))
-    derived = {"COMPOSE_PROFILES": ",".join(f"replica-{number}" for number in range(2, replicas + 1))}
+    monitoring = ["monitoring"] if value("HOST_MONITORING") == "on" else []
+    derived = {"COMPOSE_PROFILES": ",".join([*(f"replica-{number}" for number in range(2, replicas + 1)), *monitoring]),
+               "GATEWAY_MONITORING": "on" if monitoring else ""}
     if value("IMAGE_TARGET") == "cuda":
         gpus = value("HOST_GPUS").split(",") if value("HOST_GPUS") else [str(index) for index in range(replicas * count)]
         derived |= {f"HOST_GPUS_{number}": ",".join(gpus[(number - 1) * count:number * count]) for number in range(1, replicas + 1)}

@@ -43,7 +43,10 @@ class Fields:
         """The first of `keys` that is set. Raises PrerequisiteError when none is and there is no default, and for what no model has: a part of a
         layer, less than no heads, or none of what stands at one and more by default."""
         for key in keys:
-            if isinstance(value := self.values.get(key), (int, float)) and not isinstance(value, bool):
+            value = self.values.get(key)
+            if isinstance(value, list) and value and all(isinstance(each, (int, float)) for each in value):
+                value = max(value)  # one for each layer
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
                 if value < 0 or value % 1 != 0 or (value == 0 and default != 0):
                     raise PrerequisiteError(f"{self.source}: {key} is {value:g}", fix="is it the config.json that was published with the model?")
                 return int(value)
@@ -56,27 +59,46 @@ class Fields:
 
     @property
     def layers(self) -> int:
-        return self.number("num_hidden_layers")
+        return self.number("num_hidden_layers", "num_layers", "n_layer", "n_layers")
+
+    @property
+    def hidden(self) -> int:
+        return self.number("hidden_size", "n_embd", "d_model")
+
+    @property
+    def vocabulary(self) -> int:
+        return self.number("vocab_size", "padded_vocab_size")
 
     @property
     def heads(self) -> int:
-        return self.number("num_attention_heads")
+        return self.number("num_attention_heads", "n_head", "n_heads")
 
     @property
     def kv_heads(self) -> int:
-        return self.number("num_key_value_heads", default=self.heads)
+        """As the engine reads them (vLLM, transformers_utils/model_arch_config_convertor.py, get_total_num_kv_heads)."""
+        if self.is_on("multi_query") and not self.is_on("new_decoder_architecture"):  # Falcon, GPT-BigCode
+            return 1
+        grouped = ("multi_query_group_num",) if self.values.get("multi_query_attention") is not False else ()
+        inner = self.values.get("attn_config")  # DBRX
+        default = inner.get("kv_n_heads") if isinstance(inner, dict) else None
+        return self.number("n_head_kv", "num_kv_heads", "num_key_value_heads", *grouped, "num_attention_groups", default=default or self.heads)
 
     @property
     def head_dim(self) -> int:
-        return self.number("head_dim", default=self.number("hidden_size") // self.heads)
+        return self.number("head_dim", "attention_head_dim", "hidden_size_per_head", default=self.hidden // self.heads)
+
+    @property
+    def width(self) -> int:
+        """Of the dense MLP."""
+        return self.number("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "block_ff_dim", "inner_hidden_size", default=4 * self.hidden)
 
     @property
     def experts(self) -> int:
-        return self.number("num_local_experts", "num_experts", "n_routed_experts", default=0)
+        return self.number("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", default=0)
 
     @property
     def expert_width(self) -> int:
-        return self.number("moe_intermediate_size", default=self.number("intermediate_size"))
+        return self.number("moe_intermediate_size", "expert_ffn_hidden_size", default=self.width)
 
     @property
     def shared_width(self) -> int:
@@ -148,12 +170,13 @@ FAMILIES: dict[str, Family] = {
 
 def count(fields: Fields, family: Family) -> tuple[Weight, ...]:
     """Every weight of the text model that `fields` describes. Raises PrerequisiteError when a value is missing."""
-    layers, hidden, vocabulary = fields.layers, fields.number("hidden_size"), fields.number("vocab_size")
+    layers, hidden, vocabulary = fields.layers, fields.hidden, fields.vocabulary
     weights = [Weight(kind="embedding", rows=vocabulary, columns=hidden), Weight(kind="vector", rows=hidden)]
     if not fields.is_on("tie_word_embeddings"):
         weights.append(Weight(kind="head", rows=vocabulary, columns=hidden))
     weights.append(Weight(kind="vector", rows=hidden * family.norms, count=layers))
-    attention = _latent(fields) if family.latent else _attention(fields, family)
+    latent = family.latent and fields.values.get("kv_lora_rank") is not None
+    attention = _latent(fields) if latent else _attention(fields, family)
     weights += [replace(weight, count=weight.count * layers) for weight in attention]
     sparse = fields.sparse_layers
     if dense := layers - sparse:

@@ -47,6 +47,8 @@ class Fit:
         one = self.estimate
         if not one.starts:
             return f"estimate: {'; '.join(one.problems)}"
+        if not one.sequence_bytes:
+            return f"no KV cache, which an encoder does not keep; {one.max_model_len:,} tokens at most (estimate)"
         return f"{one.kv_tokens:,} tokens of KV cache, {one.sequences_at_full_length:.2f} sequences of {one.max_model_len:,} (estimate)"
 
     @property
@@ -138,7 +140,7 @@ def estimated(settings: Settings, folder: Path, device: Device | None, *, measur
     request = requested(own, overhead=measured_overhead)
     if measured_overhead is None:
         request = replace(request, correction=found.correction(own, folder, device))
-    estimate = estimation.estimate(read(folder), request, device)
+    estimate = estimation.estimate(read(folder, request.hf_overrides), request, device)
     if estimate.sequences_why:
         known[SEQUENCES_KEY] = Resolved(value=str(estimate.max_num_seqs), why=estimate.sequences_why)
     return Fit(device=device, estimate=estimate, resolved=known)

@@ -14,7 +14,8 @@ from bundle.config.contradictions import CPU_ENGINE_GIB
 from bundle.config.settings import Settings
 from bundle.fit import modelshape, overhead
 from bundle.fit import quantization as schemes
-from bundle.fit.kvcache import Cache, cell_bytes
+from bundle.fit.kvcache import Cache, Layout, cache
+from bundle.fit.layers import Attention
 from bundle.fit.modelshape import Model
 from bundle.fit.request import ALL_THAT_FIT, AUTO, Request
 from bundle.machine import devices
@@ -26,7 +27,6 @@ AUTO_MARGIN_BYTES = GIB // 2
 an RTX 5090 died at its first request, which wanted 0.25; with 0.75 GiB it served."""
 
 _BLOCK_TOKENS = {"cuda": 16, "cpu": 128}
-_LATENT_BLOCK_TOKENS = 16
 _CPU_BATCH = 2048, 128  # vLLM's own tokens and sequences of a step
 
 
@@ -41,7 +41,9 @@ class Estimate:
     weights_gpu_bytes: int
     overhead: Mapping[str, int]
     kv_bytes_per_token: int
-    """Of one token over all layers, while it is inside every window."""
+    """Of one token over all layers, while it is inside every window; 0 where nothing is kept: an encoder, or layers with a state alone."""
+    state_bytes: int
+    """Of one sequence, whatever its length: layers with a state."""
     kv_bytes: int
     kv_tokens: int
     sequences_at_full_length: float
@@ -119,17 +121,17 @@ def estimate(model: Model, request: Request, device: Device | None) -> Estimate:
     memory = _cpu_memory(request) if device is None else request.kv_memory
     if memory is None:
         memory = budget - on_gpu - sum(parts.values())
-    cache = _cache(model, request, in_flight=tokens * (2 if request.async_scheduling else 1))
-    length, limit = _length(model, request, cache, memory)
+    held = _cache(model, request, in_flight=tokens * (2 if request.async_scheduling else 1))
+    length, limit = _length(model, request, held, memory)
     expected = min(request.request_tokens or length, length)
-    sums = _Sums(request=request, device=device, cache=cache, on_gpu=on_gpu, overhead=sum(parts.values()), share=share, budget=budget,
-                 memory=memory, length=length)
+    sums = _Sums(request=request, device=device, attention=model.attention, cache=held, on_gpu=on_gpu, overhead=sum(parts.values()), share=share,
+                 budget=budget, memory=memory, length=length)
     return Estimate(
         model=model, request=request, device=device, weights_bytes=sum(size for _, size in weights.values()), weights_gpu_bytes=on_gpu,
-        overhead=parts, kv_bytes_per_token=cache.token_bytes, kv_bytes=max(0, memory), kv_tokens=cache.tokens(memory, length),
-        sequences_at_full_length=round(cache.sequences(memory, length), 2), requests=cache.sequences(memory, expected), request_tokens=expected,
-        max_num_seqs=seqs, sequences_why="", max_model_len=length,
-        sequence_bytes=cache.sequence_bytes(length), utilization=share, block_tokens=cache.block_tokens,
+        overhead=parts, kv_bytes_per_token=held.token_bytes, kv_bytes=max(0, memory), kv_tokens=held.tokens(memory, length),
+        sequences_at_full_length=round(held.sequences(memory, length), 2), requests=held.sequences(memory, expected), request_tokens=expected,
+        max_num_seqs=seqs, sequences_why="", max_model_len=length, state_bytes=held.state_bytes,
+        sequence_bytes=held.sequence_bytes(length), utilization=share, block_tokens=held.block_tokens,
         problems=(*_refused(model, request, length, limit), *sums.problems()),
         arithmetic=(_weights_line(model, weights, on_gpu), *sums.lines(parts, share)),
         notes=(*model.notes, *([f"not counted: {', '.join(request.uncounted)}"] if request.uncounted else [])))
@@ -165,6 +167,7 @@ class _Sums:
 
     request: Request
     device: Device | None
+    attention: Attention
     cache: Cache
     on_gpu: int
     overhead: int
@@ -191,9 +194,15 @@ class _Sums:
 
     def lines(self, parts: Mapping[str, int], share: float | None) -> Iterator[str]:
         """The arithmetic after the weights, spelled out."""
-        cache, kept = self.cache, self.cache.attention
-        windows = f" ({kept.full} keep all tokens, {kept.windowed} the last {kept.window:,})" if kept.windowed else ""
-        yield f"KV per token: {kept.layers} layers{windows} × {cache.layer_bytes:,} bytes = {cache.token_bytes:,} bytes"
+        held, kept = self.cache, self.attention
+        if kept.kept:
+            windows = f" ({kept.full} keep all tokens, {kept.windowed} the last {kept.window:,})" if kept.windowed else ""
+            of_each = f" × {held.token_bytes // kept.layers:,} bytes" if held.token_bytes % kept.layers == 0 and len(kept.kept) < 3 else ""
+            yield f"KV per token: {kept.layers} layers{windows}{of_each} = {held.token_bytes:,} bytes"
+        if kept.states:
+            yield f"state per sequence: {kept.states.layers} layers × {held.state_bytes // kept.states.layers:,} bytes = {held.state_bytes:,} bytes"
+        if not held.kinds:
+            yield "no KV cache: every token sees every other one at once (an encoder)"
         if self.device:
             yield f"budget: {gib(self.device.total)} GiB × {share:g} = {gib(self.budget)} GiB; free at start: {gib(self.device.free)} GiB"
             yield f"overhead (estimate): {' + '.join(f'{name} {gib(size)}' for name, size in parts.items())} = {gib(self.overhead)} GiB"
@@ -204,10 +213,12 @@ class _Sums:
             yield f"KV cache: {gib(self.memory)} GiB, as set"
         else:
             yield f"KV cache: {gib(self.budget)} - {gib(self.on_gpu)} weights - {gib(self.overhead)} overhead = {gib(self.memory)} GiB"
-        blocks, each = max(0, self.memory // cache.block_bytes), cache.blocks_of_sequence(self.length)
-        yield f"blocks: {gib(max(0, self.memory))} GiB / {cache.block_bytes:,} bytes for {cache.block_tokens} tokens = {blocks:,}"
+        if not held.kinds:
+            return
+        blocks, each = held.blocks(self.memory), held.blocks_of_sequence(self.length)
+        yield f"blocks: {gib(max(0, self.memory))} GiB / {held.block_bytes:,} bytes for {held.block_tokens} tokens = {blocks:,}"
         yield f"sequences: {blocks:,} blocks / {each:,} for one of {self.length:,} tokens = {blocks / each:.2f}"
-        yield f"tokens: {blocks:,} / {each:,} × {self.length:,} = {cache.tokens(self.memory, self.length):,}"
+        yield f"tokens: {blocks:,} / {each:,} × {self.length:,} = {held.tokens(self.memory, self.length):,}"
 
 
 def _weights(model: Model, request: Request) -> dict[str, tuple[int, int]]:
@@ -244,14 +255,11 @@ def _cpu_memory(request: Request) -> int:
 
 
 def _cache(model: Model, request: Request, *, in_flight: int) -> Cache:
-    kept = model.attention
-    if not (request.hybrid_cache and request.windows):
-        kept = replace(kept, full=kept.layers, windowed=0, window=0)
-    dtype = schemes.kv_cache(model.quantization, latent=not kept.value_dim) or AUTO if request.kv_dtype == AUTO else request.kv_dtype
-    heads = max(1, kept.kv_heads // request.tensor_parallel)
-    block = _BLOCK_TOKENS[request.target] if kept.value_dim else _LATENT_BLOCK_TOKENS
-    return Cache(attention=kept, layer_bytes=heads * cell_bytes(kept, dtype, float_bytes=request.float_bytes),
-                 block_tokens=request.block_tokens or block, in_flight=in_flight)
+    dtype = schemes.kv_cache(model.quantization, latent=not model.attention.value_dim) or AUTO if request.kv_dtype == AUTO else request.kv_dtype
+    return cache(model.attention, Layout(
+        dtype=dtype, float_bytes=request.float_bytes, gpus=request.tensor_parallel, in_flight=in_flight,
+        block_tokens=request.block_tokens or _BLOCK_TOKENS[request.target], windows=request.hybrid_cache and request.windows,
+        prefix_caching=request.prefix_caching, guesses=request.guesses, state_type=request.state_type))
 
 
 def _length(model: Model, request: Request, cache: Cache, memory: int) -> tuple[int, int]:
@@ -266,7 +274,7 @@ def _length(model: Model, request: Request, cache: Cache, memory: int) -> tuple[
 def _refused(model: Model, request: Request, length: int, limit: int) -> Iterator[str]:
     """What vLLM refuses before it looks at memory."""
     gpus, kept = request.tensor_parallel, model.attention
-    if kept.heads % gpus or (kept.value_dim and kept.kv_heads % gpus and gpus % kept.kv_heads):
+    if kept.heads % gpus or (kept.kept and kept.value_dim and kept.kv_heads % gpus and gpus % kept.kv_heads):
         yield f"{kept.heads} attention heads and {kept.kv_heads} KV heads cannot be split evenly over ENGINE_TENSOR_PARALLEL_SIZE={gpus} GPUs"
     if length > limit and not request.allow_long:
         yield (f"ENGINE_MAX_MODEL_LEN={length} is more than the model's {limit:,} tokens: "

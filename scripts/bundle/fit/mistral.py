@@ -19,7 +19,8 @@ def config(params: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     if odd := [key for key in _OTHER if params.get(key)]:
         raise PrerequisiteError(f"{source}: fit does not read {odd[0]} in Mistral's own edition", fix="the edition of the model with a config.json")
     found = {_NAMES.get(key, key): value for key, value in params.items()}
-    found = {"architectures": ["MistralForCausalLM"], "max_position_embeddings": _LENGTH, "tie_word_embeddings": False, **found,
+    found = {"architectures": ["MistralForCausalLM"], "max_position_embeddings": _LENGTH, "tie_word_embeddings": False,
+             "sliding_window": None, **found,
              "model_type": "mistral"}
     windows = found.get("sliding_window")
     if isinstance(windows, list) and windows:

@@ -8,41 +8,20 @@ from typing import Any
 
 from bundle.base.errors import PrerequisiteError
 from bundle.config import words
-from bundle.fit import mistral, safetensors
+from bundle.fit import layers, mistral, modeltypes, safetensors
 from bundle.fit import quantization as schemes
 from bundle.fit.architectures import FAMILIES, Fields, Weight, count
+from bundle.fit.layers import Attention
 
 CONFIG, HEADERS = "config.json", "safetensors headers"
 
-_TEXT = ("text_config", "llm_config", "language_config")
+_NESTED = ("text_config", "llm_config", "language_config", "thinker_config")
 _MODALITIES = ("vision_config", "audio_config", "visual", "vision_tower")
-# Layers that keep a state instead of keys and values, keep them elsewhere, or differ among each other in size.
-_OTHER_CACHES = ("layers_block_type", "hybrid_override_pattern", "attn_type_list", "full_attention_interval", "attn_layer_period", "ssm_state_size",
-                 "mamba_d_state", "state_size", "index_topk", "compress_ratios", "global_head_dim", "num_global_key_value_heads",
-                 "attention_chunk_size")
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_sequence_length")
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_target_positions", "max_sequence_length",
+            "max_seq_length", "seq_len")
+_ROPE = ("rope_scaling", "rope_parameters")
 # These say a max_position_embeddings that is scaled already (vLLM 0.33.0, config/model.py).
-_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling", "default", "mrope")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attention:
-    """What the layers keep of each token: `full` layers of every one, `windowed` layers of the last `window`."""
-
-    full: int
-    windowed: int
-    window: int
-    heads: int
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-    """0: keys and values are one latent vector (MLA), which is not split over GPUs."""
-    latent_copies: int = 0
-    """Elements of the projections that MLA keeps a second time, in an order that decoding can use."""
-
-    @property
-    def layers(self) -> int:
-        return self.full + self.windowed
+_SCALED = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +42,30 @@ class Model:
     default_length: int
     quantization: Mapping[str, Any]
     notes: tuple[str, ...]
+    towers: bool = False
+    """It takes images or sound too."""
 
 
-def read(directory: Path) -> Model:
-    """The model in `directory`. Raises PrerequisiteError when config.json or a weight file is missing or damaged, or the architecture alone
-    does not say how many weights there are and there are none to look at."""
-    raw = read_config(directory)
-    text = next((raw[key] for key in _TEXT if isinstance(raw.get(key), dict)), raw)
-    kind = str(text.get("model_type") or raw.get("model_type") or "")
-    family = FAMILIES.get(kind)
-    outer = {key: raw[key] for key in ("tie_word_embeddings",) if key in raw}
-    fields = Fields(values={**(family.defaults if family else {}), **outer, **text}, source=str(directory / CONFIG))
-    architecture = architectures(raw) or kind or "unnamed architecture"
+def read(directory: Path, overrides: Mapping[str, Any] | None = None) -> Model:
+    """The model in `directory`, with what ENGINE_HF_OVERRIDES changes of its config.json. Raises PrerequisiteError when config.json or a weight file
+    is missing or damaged, when the architecture alone does not say how many weights there are and there are none to look at, and for layers whose
+    cache cannot be counted."""
+    raw = overridden(read_config(directory), overrides or {})
+    try:
+        return _read(directory, raw)
+    except (TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
+        source = f"{directory / CONFIG}{' with ENGINE_HF_OVERRIDES' if overrides else ''}"
+        raise PrerequisiteError(f"{source}: a value has a form that no model has ({error})",
+                                fix="is it the config.json that was published with the model?") from error
+
+
+def _read(directory: Path, raw: Mapping[str, Any]) -> Model:
+    fields = modeltypes.text_fields(raw, str(directory / CONFIG))
+    family = FAMILIES.get(str(fields.values["model_type"]))
+    architecture = architectures(raw) or str(fields.values["model_type"]) or "unnamed architecture"
     quantization = read_quantization(directory)
     scheme = schemes.stored(quantization)
-    attention = _attention(fields, architecture, latent=family.latent if family else "kv_lora_rank" in text)
+    kept = layers.attention(fields, architecture)
     counted = count(fields, family) if family else ()
     weights = safetensors.read(directory, layers=fields.layers, tied=fields.is_on("tie_word_embeddings"), bits=scheme.bits if scheme else 4)
     if not weights and not counted:
@@ -88,9 +76,10 @@ def read(directory: Path) -> Model:
                                 fix="download the weights too: their headers say how many bytes they take")
     parameters = sum(weight.parameters for weight in counted or weights)
     return Model(architecture=architecture, source=HEADERS if weights else CONFIG, weights=weights or counted, parameters=parameters,
-                 attention=attention, hidden=fields.number("hidden_size"), width=_width(fields), vocabulary=fields.number("vocab_size"),
-                 longest=_longest(fields), default_length=_default_length(fields), quantization=quantization,
-                 notes=tuple(_notes(raw, architecture, weights, counted, scheme)))
+                 attention=kept, hidden=fields.hidden, width=_width(fields), vocabulary=fields.vocabulary,
+                 longest=_longest(fields, directory, architecture), default_length=_default_length(fields, directory, architecture),
+                 quantization=quantization, towers=_has_towers(raw),
+                 notes=tuple(_notes(raw, architecture, weights, counted, scheme, known=modeltypes.is_known(str(fields.values["model_type"])))))
 
 
 def read_config(directory: Path) -> Mapping[str, Any]:
@@ -98,6 +87,18 @@ def read_config(directory: Path) -> Mapping[str, Any]:
     if not (directory / CONFIG).exists() and (directory / mistral.PARAMS).exists():
         return mistral.config(_json(directory / mistral.PARAMS), str(directory / mistral.PARAMS))
     return _json(directory / CONFIG)
+
+
+def overridden(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with `changes` as the engine applies them: into a nested config, else as a whole (vLLM 0.33.0, ModelConfig._apply_dict_overrides)."""
+    merged = dict(config)
+    for key, value in changes.items():
+        inner = merged.get(key)
+        nested = isinstance(value, dict) and isinstance(inner, dict) and (key in _NESTED or key in _MODALITIES)
+        merged[key] = overridden(inner, value) if nested and isinstance(inner, dict) else value
+        if key in _ROPE:  # two names of one thing
+            merged |= {other: None for other in _ROPE if other not in changes}
+    return merged
 
 
 def architectures(config: Mapping[str, Any]) -> str:
@@ -111,16 +112,24 @@ def read_quantization(directory: Path) -> Mapping[str, Any]:
     return words.declared(read_config(directory), directory)
 
 
+def _has_towers(raw: Mapping[str, Any]) -> bool:
+    inner = raw.get("thinker_config")
+    parts: tuple[Mapping[str, Any], ...] = (raw, inner if isinstance(inner, dict) else {})
+    return any(part.get(key) for part in parts for key in _MODALITIES)
+
+
 def _notes(raw: Mapping[str, Any], architecture: str, weights: tuple[Weight, ...], counted: tuple[Weight, ...],
-           scheme: schemes.Scheme | None) -> Iterator[str]:
+           scheme: schemes.Scheme | None, *, known: bool) -> Iterator[str]:
     """What the reader of the numbers should know of how they came about."""
-    if not counted:
+    if not known:
         yield f"{architecture} is not known to fit: the weights are the files', the KV cache is that of a plain decoder with this config.json"
+    elif not counted:
+        pass  # the files alone say how many there are
     elif weights and not scheme:
         held, described = (sum(weight.parameters for weight in some) for some in (weights, counted))
         if held != described:
             yield f"the files hold {held:,} parameters, and config.json describes {described:,}"
-    if any(key in raw for key in _MODALITIES):
+    if _has_towers(raw):
         tower = "the vision or audio tower counts among the weights" if weights else "the vision or audio tower is not counted and comes on top"
         yield f"parameters are the text model's; {tower}"
     if scheme and not weights:
@@ -144,63 +153,40 @@ def _json(path: Path) -> Mapping[str, Any]:
     return raw
 
 
-def _attention(fields: Fields, architecture: str, *, latent: bool) -> Attention:
-    values = fields.values
-    types = values.get("layer_types") or []
-    odd = sorted({str(kind) for kind in types} - {"full_attention", "sliding_attention", "attention"})
-    odd += [key for key in _OTHER_CACHES if values.get(key)]
-    if odd:
-        raise PrerequisiteError(f"{fields.source}: {architecture} has layers whose cache fit cannot compute ({', '.join(odd)})",
-                                fix="start it once: the engine's log says how many tokens its KV cache holds")
-    layers = fields.layers - fields.number("num_kv_shared_layers", default=0)
-    window = 0 if values.get("use_sliding_window") is False else fields.number("sliding_window", default=0)
-    windowed = _windowed(fields, types)[:layers].count(True) if window else 0
-    if latent:
-        rank, plain, value = (fields.number(key) for key in ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim"))
-        return Attention(full=layers, windowed=0, window=0, heads=fields.heads, kv_heads=1, key_dim=rank + fields.number("qk_rope_head_dim"),
-                         value_dim=0, latent_copies=layers * fields.heads * (plain + value) * rank)
-    return Attention(full=layers - windowed, windowed=windowed, window=window if windowed else 0, heads=fields.heads, kv_heads=fields.kv_heads,
-                     key_dim=fields.head_dim, value_dim=fields.head_dim)
-
-
-def _windowed(fields: Fields, types: list[str]) -> list[bool]:
-    """Which layers look back over a window only."""
-    numbers = range(fields.layers)
-    if types:
-        return [kind == "sliding_attention" for kind in types]
-    kind = fields.values.get("model_type")
-    if kind in ("gemma2", "gpt_oss"):
-        return [layer % 2 == 0 for layer in numbers]
-    if pattern := fields.number("sliding_window_pattern", default=0):
-        return [(layer + 1) % pattern != 0 for layer in numbers]
-    if fields.is_on("use_sliding_window"):
-        return [layer >= fields.number("max_window_layers", default=0) for layer in numbers]
-    return [True for _ in numbers]
-
-
 def _width(fields: Fields) -> int:
     if not fields.sparse_layers:
-        return 3 * fields.number("intermediate_size")
-    chosen = fields.number("num_experts_per_tok", "experts_per_token", default=1)
+        return 3 * fields.width
+    chosen = fields.number("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", default=1)
     sparse = 3 * (chosen * fields.expert_width + fields.shared_width)
-    return max(sparse, 3 * fields.number("intermediate_size") if fields.sparse_layers < fields.layers else 0)
+    return max(sparse, 3 * fields.width if fields.sparse_layers < fields.layers else 0)
 
 
-def _rope(fields: Fields) -> tuple[str, float]:
-    scaling = fields.values.get("rope_scaling") or fields.values.get("rope_parameters") or {}
-    nested = [value for value in scaling.values() if isinstance(value, dict)]
-    scaling = nested[0] if nested else scaling
-    return str(scaling.get("rope_type") or scaling.get("type") or "default"), float(scaling.get("factor") or 1)
+def _rope(fields: Fields) -> Iterator[tuple[str, float]]:
+    """Each kind of rotary embedding, and the factor that it stretches the context by."""
+    said: Mapping[str, Any] = next((found for key in _ROPE if (found := fields.values.get(key))), {})
+    nested: list[Mapping[str, Any]] = [value for value in said.values() if isinstance(value, dict)]
+    for one in nested or [said]:
+        yield str(one.get("rope_type") or one.get("type") or "default"), float(one.get("factor") or 1)
 
 
-def _longest(fields: Fields) -> int:
-    kind, factor = _rope(fields)
-    scaled = kind in _SCALED or "gemma3" in str(fields.values.get("model_type"))
-    return int(fields.number(*_LENGTHS, default=2048) * (1 if scaled else factor))
+def _longest(fields: Fields, directory: Path, architecture: str) -> int:
+    """As vLLM derives it (0.33.0, config/model.py, _get_and_verify_max_len)."""
+    said = [fields.number(key) for key in _LENGTHS if fields.values.get(key) is not None]
+    length = fields.number("model_max_length", default=min(said, default=2048))
+    if layers.is_encoder(fields, architecture) and fields.values.get("position_embedding_type") == "absolute":
+        length = min(length, _tokenizer_length(directory) or length)
+    if "gemma3" in str(fields.values.get("model_type")):  # says a length that is scaled already
+        return length
+    return int(length * next((factor for kind, factor in reversed([*_rope(fields)]) if kind not in _SCALED), 1))
 
 
-def _default_length(fields: Fields) -> int:
+def _tokenizer_length(directory: Path) -> int | None:
+    path = directory / "tokenizer_config.json"
+    said = _json(path).get("model_max_length") if path.is_file() else None
+    return int(said) if isinstance(said, (int, float)) and 0 < said < 10**9 else None
+
+
+def _default_length(fields: Fields, directory: Path, architecture: str) -> int:
     """vLLM's own choice where no length is asked for: all, but the unscaled length of a LongRoPE model."""
-    longest = _longest(fields)
-    return fields.number("original_max_position_embeddings", default=longest) if _rope(fields)[0] == "longrope" else longest
-
+    longest = _longest(fields, directory, architecture)
+    return fields.number("original_max_position_embeddings", default=longest) if any(kind == "longrope" for kind, _ in _rope(fields)) else longest

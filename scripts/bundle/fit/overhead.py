@@ -8,6 +8,7 @@ estimated; the engine said 1.32 for its peak, 0.22 for the rest and 0.55 for gra
 cache than estimated. One start cannot say which part is too high, and too high is the safe side: nothing was changed for it.
 """
 
+from bundle.fit.architectures import Weight
 from bundle.fit.modelshape import Model
 from bundle.fit.request import Request
 from bundle.machine.devices import GIB, Device
@@ -25,9 +26,15 @@ def parts(model: Model, request: Request, device: Device, *, tokens: int, seqs: 
     found = {"libraries": LIBRARIES_BYTES,
              f"activations of {tokens:,} tokens": tokens * (model.width // gpus + 3 * model.hidden) * request.float_bytes,
              f"logits of {seqs:,} sequences": seqs * model.vocabulary * LOGIT_BYTES,
-             f"graphs of {len(sizes)} sizes": round(len(sizes) * model.attention.layers * GRAPH_LAYER_BYTES)}
+             f"graphs of {len(sizes)} sizes": round(len(sizes) * model.attention.depth * GRAPH_LAYER_BYTES)}
     if model.attention.latent_copies:
         found["second copy of MLA projections"] = model.attention.latent_copies * request.float_bytes // gpus
+    if request.adapters:
+        size = sum(sum(_sides(model, weight)) * weight.count for weight in model.weights if weight.kind in ("linear", "expert"))
+        found[f"{request.adapters} LoRA adapters of rank {request.rank}"] = size * request.rank * request.adapters * request.float_bytes
+    if model.towers and not request.text_only:
+        # One step's worth of embeddings at least (v1/core/encoder_cache_manager.py, compute_mm_encoder_budget).
+        found["cache of encoded images and sound"] = tokens * model.hidden * request.float_bytes
     if request.correction:
         found["what a start has found beside that"] = request.correction.bytes
     return found
@@ -38,6 +45,14 @@ def most_captured(request: Request, device: Device, *, tokens: int) -> int:
     if request.captured:
         return max(request.captured)
     return min(request.largest_capture or (1024 if device.capability[0] == 10 else 512), tokens)
+
+
+def _sides(model: Model, weight: Weight) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer: the sides of an adapter's two matrices, which the engine holds beside it, zero until one is loaded
+    (lora/layers/column_parallel_linear.py, create_lora_weights)."""
+    by_rows = str(model.quantization.get("quant_method", "")).startswith("gptq")  # the others pack along the columns
+    packed = max(1, weight.packed)
+    return (weight.rows * packed, weight.columns) if by_rows else (weight.rows, weight.columns * packed)
 
 
 def capture_sizes(request: Request, device: Device, *, tokens: int, seqs: int) -> list[int]:

@@ -13,8 +13,8 @@ def as_json(found: Estimate, changes: Sequence[Change] = (), differences: Sequen
     device = found.device
     return {
         "parameters": found.parameters, "weights_bytes": found.weights_bytes, "kv_bytes_per_token": found.kv_bytes_per_token,
-        "kv_tokens": found.kv_tokens, "sequences_at_full_length": found.sequences_at_full_length, "starts": found.starts,
-        "arithmetic": list(found.arithmetic), "problems": list(found.problems), "notes": list(found.notes),
+        "state_bytes": found.state_bytes, "kv_tokens": found.kv_tokens, "sequences_at_full_length": found.sequences_at_full_length,
+        "starts": found.starts, "arithmetic": list(found.arithmetic), "problems": list(found.problems), "notes": list(found.notes),
         "architecture": found.model.architecture, "weights_from": found.model.source, "weights_gpu_bytes": found.weights_gpu_bytes,
         "overhead_bytes": found.overhead_bytes, "overhead": dict(found.overhead), "kv_bytes": found.kv_bytes,
         "max_model_len": found.max_model_len, "sequence_bytes": found.sequence_bytes, "block_tokens": found.block_tokens,
@@ -36,9 +36,7 @@ def show(found: Estimate, changes: Sequence[Change] = (), differences: Sequence[
         ("parameters", f"{found.parameters:,}", ""),
         ("weights", gib_text(found.weights_gpu_bytes), f"from {found.model.source}{each}"),
         *([("overhead", gib_text(found.overhead_bytes), "measured" if "measured" in found.overhead else "an estimate")] if device else []),
-        ("KV per token", f"{found.kv_bytes_per_token:,} bytes", each.strip()),
-        ("KV cache", gib_text(found.kv_bytes), f"{found.kv_tokens:,} tokens"),
-        ("full sequences", f"{found.sequences_at_full_length:.2f}", f"of {found.max_model_len:,} tokens at once"),
+        *_kept(found, each),
         ("starts", "yes" if found.starts else "no", f"at utilization {found.utilization:g}" if found.utilization is not None else ""),
     ])
     console.result()
@@ -60,6 +58,16 @@ def show(found: Estimate, changes: Sequence[Change] = (), differences: Sequence[
         console.result("\n# the estimate beside the engine's log")
         console.table(("", "estimated", "engine", "error"), [
             (one.what, _value(one.estimated, one.unit), _value(one.measured, one.unit), f"{one.error_percent:+.2f} %") for one in differences])
+
+
+def _kept(found: Estimate, each: str) -> list[tuple[str, str, str]]:
+    if not found.sequence_bytes:
+        return [("KV cache", "none", "an encoder keeps nothing")]
+    return [
+        ("KV per token", f"{found.kv_bytes_per_token:,} bytes", each.strip()),
+        *([("state", f"{gib_text(found.state_bytes)}", f"of each sequence{each}")] if found.state_bytes else []),
+        ("KV cache", gib_text(found.kv_bytes), f"{found.kv_tokens:,} tokens"),
+        ("full sequences", f"{found.sequences_at_full_length:.2f}", f"of {found.max_model_len:,} tokens at once")]
 
 
 def _value(number: float, unit: str) -> str:

@@ -1,7 +1,9 @@
 """What of a deployment's settings decides about memory."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from bundle.base.errors import ConfigurationError
 from bundle.config import catalogue
@@ -17,10 +19,13 @@ DEFAULT_UTILIZATION = 0.92  # vLLM's own
 _FLAGS = ("--gpu-memory-utilization", "--dtype", "--quantization", "--kv-cache-dtype", "--max-model-len", "--max-num-seqs",
           "--max-num-batched-tokens", "--kv-cache-memory-bytes", "--tensor-parallel-size", "--pipeline-parallel-size", "--block-size",
           "--cudagraph-capture-sizes", "--max-cudagraph-capture-size", "--performance-mode", "--enforce-eager", "--optimization-level",
-          "--compilation-config", "--async-scheduling", "--cpu-offload-gb", "--disable-hybrid-kv-cache-manager", "--disable-sliding-window")
+          "--compilation-config", "--async-scheduling", "--cpu-offload-gb", "--disable-hybrid-kv-cache-manager", "--disable-sliding-window",
+          "--enable-lora", "--max-loras", "--max-lora-rank", "--language-model-only", "--hf-overrides", "--enable-prefix-caching",
+          "--mamba-ssm-cache-dtype")
 _KEYS = ("HOST_ENGINE_MEMORY", "HOST_REQUEST_TOKENS", "IMAGE_TARGET", "VLLM_CPU_KVCACHE_SPACE")
 _UNCOUNTED = {"--speculative-config": "the draft of ENGINE_SPECULATIVE_CONFIG", "--spec-model": "the draft model ENGINE_SPEC_MODEL",
-              "--enable-lora": "LoRA adapters", "--kv-cache-dtype-skip-layers": "layers that keep 16-bit keys and values"}
+              "--kv-cache-dtype-skip-layers": "layers that keep 16-bit keys and values"}
+_FROM_THE_PROMPT = ("ngram", "ngram_gpu", "suffix")  # drafts that are no model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,19 @@ class Request:
     """A measured overhead in bytes, instead of the estimate."""
     correction: Correction | None = None
     """What a start on this host has found the estimated overhead to be wrong by."""
+    hf_overrides: Mapping[str, Any] = field(default_factory=dict)
+    """What ENGINE_HF_OVERRIDES changes of the model's config.json."""
+    prefix_caching: bool = True
+    """False: no state of a hybrid's layers is kept for it."""
+    state_type: str = ""
+    """The data type of the states of layers without keys and values; "": the model's."""
+    guesses: int = 0
+    """Tokens that speculative decoding adds to a step."""
+    adapters: int = 0
+    """LoRA adapters that a batch can use, for which buffers of `rank` are held."""
+    rank: int = 16
+    text_only: bool = False
+    """Images and sound are not taken, and what a tower makes of them is not kept."""
     uncounted: tuple[str, ...] = ()
     """What takes memory too, and is not in the sum."""
 
@@ -93,6 +111,7 @@ def requested(settings: Settings, *, overhead: int | None = None) -> Request:
     kv_memory = number("--kv-cache-memory-bytes")
     if target == "cpu" and (space := number("VLLM_CPU_KVCACHE_SPACE")) is not None:
         kv_memory = space * GIB
+    overrides, drafts = (_object(values.get(name, "")) for name in ("--hf-overrides", "--speculative-config"))
     compilation = values.get("--compilation-config", "")
     no_graphs = compilation.startswith("{") and json.loads(compilation).get("cudagraph_mode") == "NONE"
     return Request(
@@ -109,4 +128,18 @@ def requested(settings: Settings, *, overhead: int | None = None) -> Request:
         offloaded=round(float(values.get("--cpu-offload-gb", "0")) * GIB), hybrid_cache=values.get("--disable-hybrid-kv-cache-manager") != "true",
         windows=values.get("--disable-sliding-window") != "true", allow_long=values.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1",
         host_memory=size_bytes(values["HOST_ENGINE_MEMORY"]) if "HOST_ENGINE_MEMORY" in values else 0, overhead=overhead,
-        uncounted=tuple(what for name, what in _UNCOUNTED.items() if name in values))
+        hf_overrides=overrides, prefix_caching=values.get("--enable-prefix-caching") != "false",
+        guesses=int(drafts.get("num_speculative_tokens") or 0),
+        state_type=values.get("--mamba-ssm-cache-dtype", AUTO).replace(AUTO, ""),
+        adapters=(number("--max-loras") or 1) if values.get("--enable-lora") == "true" else 0, rank=number("--max-lora-rank") or 16,
+        text_only=values.get("--language-model-only") == "true",
+        uncounted=tuple(what for name, what in _UNCOUNTED.items() if name in values and drafts.get("method") not in _FROM_THE_PROMPT))
+
+
+def _object(text: str) -> Mapping[str, Any]:
+    """A value that is one JSON object; empty where there is none, or it is of another form."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -20,9 +20,10 @@ _SCALE = re.compile(r"(scales?|scale_inv|scale_2|qzeros|zero_points?|zeros|g_idx
 _PACKED = re.compile(r"(qweight|weight_packed|_blocks)$")
 _MODALITY = re.compile(r"(^|\.)(vision_\w+|visual|audio_\w+|image_newline|multi_modal_projector|mm_projector|embed_vision|embed_audio"
                        r"|pre_mm_projector_norm|patch_merger)(\.|$)")
-_DRAFT = re.compile(r"(^|\.)mtp\.")
-_LAYER = re.compile(r"(^|\.)layers\.(\d+)\.")
-_KINDS = ((re.compile(r"(embed_tokens|wte|word_embeddings|tok_embeddings)\.\w+$"), "embedding"),
+_UNLOADED = re.compile(r"(^|\.)mtp\.|^(talker|token2wav|code2wav)\.")  # draft heads, and the parts of an Omni model that speak
+_LAYER = re.compile(r"(^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_KINDS = ((re.compile(r"(embed_tokens\w*|embed_positions|wte|wpe|\w*embeddings?)\.\w+$"), "embedding"),
+          (re.compile(r"\.conv(1d)?\.weight$"), "vector"),  # short convolutions beside a state: never quantized
           (re.compile(r"(^|\.)lm_head\.|^output\.weight$"), "head"),  # output: in Mistral's own edition
           (re.compile(r"\.(gate|router|shared_expert_gate)\.\w+$"), "router"), (re.compile(r"\.experts\."), "expert"))
 
@@ -54,7 +55,8 @@ def read(directory: Path, *, layers: int, tied: bool, bits: int) -> tuple[Weight
     for file in files(directory):
         for name, entry in _header(file).items():
             layer = _LAYER.search(name)
-            if name.endswith("inv_freq") or _DRAFT.search(name) or (layer and int(layer[2]) >= layers) or (tied and name.startswith("lm_head.")):
+            draft = layer and int(layer[2]) >= layers and not _MODALITY.search(name)
+            if name.endswith("inv_freq") or _UNLOADED.search(name) or draft or (tied and name.startswith("lm_head.")):
                 continue
             for weight in _weight(name, entry["dtype"], entry["shape"], bits):
                 found[weight] += 1

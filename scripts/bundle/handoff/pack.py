@@ -103,7 +103,7 @@ def services(shipped: Sequence[Shipped]) -> dict[str, str]:
 def runnable(compose: str, policies: Mapping[str, str]) -> str:
     """compose.yaml without its build sections, for which the receiver has no Dockerfiles; each becomes the pull policy of its service."""
     def without_build(match: re.Match[str]) -> str:
-        return f"{match['before']}    pull_policy: {policies[match['service']]}\n"
+        return f"{match['before']}    pull_policy: {policies.get(match['service'], 'never')}\n"
 
     compose = re.sub(r"^  engine-\d+: \{", lambda replica: f"{replica[0]}pull_policy: {policies['engine']}, ", compose, flags=re.MULTILINE)
     # A service's name, its keys up to `build:`, and the deeper lines that belong to it.

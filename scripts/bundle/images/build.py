@@ -84,9 +84,12 @@ def wanted_images(settings: Settings) -> tuple[Image, ...]:
     lock = ROOT / f"docker/engine/{target}.lock"
     other_locks = {path for path in (ROOT / "docker/engine").glob("*.lock") if path.name not in (lock.name, "build.lock")}
     engine_files = [path for path in _context(ROOT) if path not in other_locks]
+    monitoring = Image(service="prometheus", name=settings.value("IMAGE_MONITORING"), inputs=_files((ROOT / "docker/monitoring").rglob("*")),
+                       lock=None, salt=f"monitoring {base}")
     return (
         Image(service="gateway", name=settings.image_gateway, inputs=_files(gateway.rglob("*")), lock=None, salt=f"gateway {base}"),
         Image(service="engine", name=settings.image_engine, inputs=_files(engine_files), lock=lock, salt=f"{target} {base}"),
+        *([monitoring] if settings.value("HOST_MONITORING") == "on" else []),
     )
 
 

@@ -1,6 +1,7 @@
 """The Docker daemon: docker-py for what is read, the `docker` command line for what Compose changes. Both talk to the same one."""
 
 import os
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -83,6 +84,14 @@ def log(container_id: str, **options: Any) -> str:
             if error.status_code in _GONE:
                 return ""
             raise
+
+
+def lines(container_id: str) -> Iterator[str]:
+    """Every line of a container's log behind its timestamp, one after another: rotated logs may be 150 MB. None where it is gone."""
+    command = ["docker", "logs", "--timestamps", container_id]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=client_environment()) as logs:
+        for line in logs.stdout or ():
+            yield line.rstrip("\n")
 
 
 def image_id(name: str) -> str:

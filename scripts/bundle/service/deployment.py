@@ -307,6 +307,10 @@ class Deployment:
             options["since"] = datetime.fromisoformat(container.started[:19] + "+00:00")
         return daemon.log(container.id, **options)
 
+    def lines(self, container: Container) -> Iterator[str]:
+        """Every line that the container printed and Docker still keeps, each behind the moment (UTC) at which Docker got it."""
+        return daemon.lines(container.id)
+
     def execute(self, container: Container, *argv: str) -> tuple[int, str] | None:
         """Run a program in the container: exit code and stdout; None where it is gone or does not run."""
         return daemon.execute(container.id, argv)

@@ -164,11 +164,14 @@ def _converge(deployment: Deployment, before: Mapping[str, Container], *, recrea
         for name in set(serving) - set(plan):
             with console.step(f"{name} removed"), _drained(deployment, name):
                 deployment.remove(before[name])
+    for name in before.keys() - plan.keys():
+        if not is_engine(name):  # monitoring that was turned off
+            deployment.remove(before[name])
     if plan.get(GATEWAY) == "Recreate":
         console.note(f"· the gateway is replaced: its streams get up to {deployment.number('ENGINE_SHUTDOWN_TIMEOUT'):.0f} s to end, and until it "
                      "listens again clients cannot connect")
     if serving and GATEWAY in before:
-        deployment.start("--no-deps", GATEWAY)
+        deployment.start("--no-deps", *(name for name in plan if not is_engine(name)))
         # What is left to start. No engine is replaced here, where none is drained: another verb may have built its image anew meanwhile.
         deployment.start("--no-recreate", "--remove-orphans")
     else:

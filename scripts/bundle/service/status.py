@@ -16,7 +16,7 @@ from bundle.service.traffic import Server
 RATE_WINDOW_S = 1.0
 
 # Runs inside the engine's container: the engine publishes no port.
-_READ = """
+READ = """
 import json, urllib.request
 ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 def get(path):
@@ -56,12 +56,12 @@ def _row(deployment: Deployment, container: Container, routed: Server | None) ->
 
 
 def _engine(deployment: Deployment, container: Container) -> dict[str, Any]:
-    first = _ask(deployment, container)
+    first = ask(deployment, container)
     if first is None:
         return {}
     started = deployment.clock.now()
     deployment.clock.sleep(RATE_WINDOW_S)
-    second = _ask(deployment, container)
+    second = ask(deployment, container)
     if second is None:
         return {}
     elapsed = deployment.clock.now() - started
@@ -77,10 +77,11 @@ def _engine(deployment: Deployment, container: Container) -> dict[str, Any]:
     }
 
 
-def _ask(deployment: Deployment, container: Container) -> dict[str, Any] | None:
-    done = deployment.execute(container, "/opt/venv/bin/python", "-c", _READ)
+def ask(deployment: Deployment, container: Container) -> dict[str, Any] | None:
+    """An engine's model names (models) and the text of its /metrics (metrics); None while it loads or hangs."""
+    done = deployment.execute(container, "/opt/venv/bin/python", "-c", READ)
     if done is None or done[0] != 0:
-        return None  # still loading, or hung: the health column says which
+        return None
     answer: dict[str, Any] = json.loads(done[1])
     return answer
 

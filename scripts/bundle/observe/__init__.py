@@ -1,0 +1,1 @@
+"""What a running deployment does and did, for people."""
