@@ -13,8 +13,10 @@ import pytest
 import yaml
 
 from bundle import ROOT
+from bundle.choice import profile
 from bundle.config import settings
 from bundle.machine.daemon import client_environment
+from bundle.service.deployment import Deployment
 from support.project import Project
 
 COMPOSE = (ROOT / "compose.yaml").read_text()
@@ -208,3 +210,28 @@ def test_a_container_that_only_runs_from_the_projects_image_is_not_taken_for_its
         assert project.containers() == mine
     finally:
         subprocess.run(["docker", "rm", stranger], capture_output=True, check=True)
+
+
+def test_a_further_model_has_engines_of_its_own_beside_the_first_and_one_gateway(tmp_path: Path, project: Project) -> None:
+    models = profile.load_all(profile.Wanted(profile="cpu,cpu-embed", sets=(
+        "ENGINE_MODEL=/opt/bundle/selftest-model", "GATEWAY_PORT=0", f"HOST_PROJECT={project.name}", "HOST_REPLICAS=2")))
+    deployment = Deployment(project=project.name, state=tmp_path)
+    deployment.write(deployment.texts(models))
+    assert set(deployment.plan()) == {"gateway", "engine", "engine-2", "engine-b"}
+    deployment.compose("create", "--no-build")
+    inspected = {name: json.loads(subprocess.run(["docker", "inspect", each.id], capture_output=True, text=True, check=True).stdout)[0]
+                 for name, each in deployment.containers().items()}
+    environment = {name: dict(line.split("=", 1) for line in each["Config"]["Env"]) for name, each in inspected.items()}
+    assert environment["engine-b"]["ENGINE_SERVED_MODEL_NAME"] == "selftest-embed"
+    assert environment["engine"]["ENGINE_SERVED_MODEL_NAME"] == environment["engine-2"]["ENGINE_SERVED_MODEL_NAME"] == "selftest"
+    assert (environment["gateway"]["GATEWAY_MODELS"], environment["gateway"]["GATEWAY_BACKENDS"]) == ("on", "engine engine-b")
+    first, second = (inspected[name]["HostConfig"] for name in ("engine", "engine-b"))
+    assert (first["Memory"], second["Memory"]) == (8 * 2**30, 6 * 2**30)
+    for key in ("ReadonlyRootfs", "CapDrop", "SecurityOpt", "Init", "ShmSize", "RestartPolicy", "PidsLimit", "Tmpfs"):
+        assert first[key] == second[key], key
+    assert {mount["Destination"]: mount["RW"] for mount in inspected["engine-b"]["Mounts"]} == {"/cache": True, "/model": False, "/adapters": False}
+    assert set(inspected["engine-b"]["NetworkSettings"]["Networks"]) == {f"{project.name}_back"}
+    routes = next(mount for mount in inspected["gateway"]["Mounts"] if mount["Destination"] == "/run/secrets/gateway_models")
+    assert Path(routes["Source"]).read_text() == "selftest engine\nselftest-embed engine-b\n"
+    assert Path(routes["Source"]).stat().st_mode & 0o004, "the gateway's user can read it"
+    assert deployment.plan() == dict.fromkeys(inspected, "Start"), "nothing is made anew for what has not changed"

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import inspect
 import json
+import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -75,3 +76,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # the libraries that the engine loads take long to end

@@ -46,6 +46,7 @@ def estimate(path: Path, name: str, **request: Any) -> Estimate:
     ("qwen2.5-omni-7b", 57_344, 0),
     ("falcon-7b", 8_192, 0),
     ("falcon-40b", 122_880, 0),
+    ("gemma-3n-e4b", 20 * 2 * 2 * 256 * 2, 0),  # the last 15 of 35 layers read the cache of those before them
     ("bge-m3", 0, 0),
 ])
 def test_a_token_and_a_sequence_take_what_the_engine_keeps_of_them(name: str, token: int, state: int, tmp_path: Path) -> None:
@@ -142,6 +143,12 @@ def test_an_override_of_length_and_rope_does_what_the_engine_does_with_it(change
     assert modelshape.read(modelfolder.folder(tmp_path, CONFIGS["qwen3-8b"]), changes).longest == longest
 
 
+@pytest.mark.parametrize("changes", [{"rope_parameters": 7}, {"layer_types": 5}, {"rope_scaling": "yarn"}])
+def test_an_override_of_a_form_that_no_model_has_is_told_and_not_a_traceback(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(PrerequisiteError, match=r"config\.json with ENGINE_HF_OVERRIDES"):
+        modelshape.read(modelfolder.folder(tmp_path, CONFIGS["qwen3-8b"]), changes)
+
+
 def test_an_override_of_rope_replaces_the_one_in_the_file_under_either_name(tmp_path: Path) -> None:
     old = modelfolder.folder(tmp_path, {**CONFIGS["qwen3-8b"], "rope_scaling": {"rope_type": "linear", "factor": 8.0}})
     assert [modelshape.read(old, change).longest for change in ({}, {"rope_parameters": {"rope_type": "linear", "factor": 2.0}})] == [327_680, 81_920]
@@ -158,6 +165,11 @@ def test_the_prefix_cache_of_a_hybrid_keeps_a_second_state_of_each_sequence(pref
     page = 784 * 2 * 4 * 256 * 2  # the fewest tokens, 16 at a time, whose keys and values take as much as one layer's state of 3,207,168 bytes
     assert found.block_tokens == 784
     assert found.sequence_bytes == 16 * page * (21 + 3 * states + 1)
+
+
+def test_graphs_hold_every_layer_of_a_hybrid(tmp_path: Path) -> None:
+    found = modelshape.read(folder(tmp_path, CONFIGS["qwen3.6-27b"])).attention
+    assert (found.layers, found.depth) == (16, 64)
 
 
 def test_a_hybrids_states_are_split_over_gpus(tmp_path: Path) -> None:

@@ -43,6 +43,12 @@ def test_what_grows_is_found(samples: list[Sample], names: set[str]) -> None:
     assert broken(samples=samples) == names
 
 
+def test_a_process_that_comes_and_goes_is_no_line_of_its_own() -> None:
+    check = Sample(at=5, service="engine", anonymous_mib=900, gauges={}, processes={"python 99": [10.0, 4.0]})
+    assert set(findings.memory([*seen(), check])) == {"engine, all", "engine: core 7"}
+    assert set(findings.descriptors([*seen(), check])) == {"engine: core 7"}
+
+
 def test_latency_that_drifts_is_found_and_in_a_short_run_not_judged() -> None:
     drifting = [Request(at=at, kind="stream", outcome="right", first_s=0.1 + at / 600, token_s=0.01) for at in range(600)]
     assert broken(drifting) == {"time to first token"}

@@ -56,6 +56,8 @@ class Rules:
             if value == words.AUTO:
                 return "auto measures a GPU, and the CPU engine uses none. Delete the line."
         elif flag and flag.name in words.WORDS:
+            if value.lower() == words.AUTO != value:
+                return f"{value!r} is not a value. Write {key}={words.AUTO}."
             flag = replace(flag, words=(*flag.words, words.AUTO))
         if flag:
             return flag.fault(value) if value else ""

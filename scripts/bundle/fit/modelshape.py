@@ -51,6 +51,15 @@ def read(directory: Path, overrides: Mapping[str, Any] | None = None) -> Model:
     is missing or damaged, when the architecture alone does not say how many weights there are and there are none to look at, and for layers whose
     cache cannot be counted."""
     raw = overridden(read_config(directory), overrides or {})
+    try:
+        return _read(directory, raw)
+    except (TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
+        source = f"{directory / CONFIG}{' with ENGINE_HF_OVERRIDES' if overrides else ''}"
+        raise PrerequisiteError(f"{source}: a value has a form that no model has ({error})",
+                                fix="is it the config.json that was published with the model?") from error
+
+
+def _read(directory: Path, raw: Mapping[str, Any]) -> Model:
     fields = modeltypes.text_fields(raw, str(directory / CONFIG))
     family = FAMILIES.get(str(fields.values["model_type"]))
     architecture = architectures(raw) or str(fields.values["model_type"]) or "unnamed architecture"

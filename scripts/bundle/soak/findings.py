@@ -38,7 +38,7 @@ def memory(samples: Sequence[Sample]) -> Series:
         found.setdefault(f"{sample.service}, all", []).append((sample.at, sample.anonymous_mib))
         for name, (mib, _) in sample.processes.items():
             found.setdefault(f"{sample.service}: {name}", []).append((sample.at, mib))
-    return found
+    return _lasting(found)
 
 
 def descriptors(samples: Sequence[Sample]) -> Series:
@@ -47,7 +47,13 @@ def descriptors(samples: Sequence[Sample]) -> Series:
     for sample in samples:
         for name, (_, count) in sample.processes.items():
             found.setdefault(f"{sample.service}: {name}", []).append((sample.at, count))
-    return found
+    return _lasting(found)
+
+
+def _lasting(series: Series) -> Series:
+    """Without what was there for less than half of the time: health checks come and go."""
+    most = max(map(len, series.values()), default=0)
+    return {name: points for name, points in series.items() if 2 * len(points) > most}
 
 
 def latencies(requests: Sequence[Request]) -> Series:
