@@ -486,7 +486,7 @@ def test_the_port_and_dockers_check_tell_the_verdict_and_no_proxy_stands_between
     proxied = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
     wait_until(lambda: get(port) == (200, "3 running, 0 waiting\n"), deadline_s=10, what="it is ready")
     assert check(port, **proxied) == (0, "ok: 3 running, 0 waiting\n")
-    assert get(port, "/metrics")[0] == 404
+    assert get(port, "/elsewhere")[0] == 404
     one.verdict = watch.Verdict(ready=False, text="no token for 20 s with 3 running, 0 waiting")
     wait_until(lambda: get(port)[0] == 503, deadline_s=10, what="it is not ready")
     assert check(port, **proxied) == (1, "no token for 20 s with 3 running, 0 waiting\n")
