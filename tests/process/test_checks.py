@@ -189,14 +189,9 @@ def test_what_is_no_base_url_is_refused(given: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Stub(Deployment):
-    """A deployment whose files and containers the test names."""
+    """A deployment whose containers the test names."""
 
-    folder_: Path = field(default=Path())
     there: Mapping[str, Container] = field(default_factory=dict)
-
-    @property
-    def env_file(self) -> Path:
-        return self.folder_ / f"{self.project}.env"
 
     def containers(self) -> dict[str, Container]:
         return dict(self.there)
@@ -209,22 +204,22 @@ def container(published: tuple[str, int] | None) -> Container:
 
 def test_the_running_deployment_is_found_with_its_port_key_and_certificate(tmp_path: Path, key_file: Path) -> None:
     (tmp_path / "vllm.env").write_text(f"GATEWAY_API_KEYS_FILE={key_file}\nGATEWAY_TLS_CERT_FILE=/etc/tls.pem\n")
-    server = Server.from_deployment(Stub(folder_=tmp_path, there={"gateway": container(("0.0.0.0", 4711))}))
+    server = Server.from_deployment(Stub(state=tmp_path, there={"gateway": container(("0.0.0.0", 4711))}))
     assert (server.url, server.key, server.ca_file, server.pinned, server.ours, server.bind) == (
         "https://127.0.0.1:4711", KEY, Path("/etc/tls.pem"), True, True, "0.0.0.0")
     (tmp_path / "vllm.env").write_text("GATEWAY_API_KEYS_FILE=\n")
-    server = Server.from_deployment(Stub(folder_=tmp_path, there={"gateway": container(("::1", 4711))}))
+    server = Server.from_deployment(Stub(state=tmp_path, there={"gateway": container(("::1", 4711))}))
     assert (server.url, server.key, server.ca_file) == ("http://[::1]:4711", "", None)
 
 
 def test_a_deployment_that_is_not_up_says_make_up(tmp_path: Path) -> None:
     with pytest.raises(PrerequisiteError) as not_made:
-        Server.from_deployment(Stub(folder_=tmp_path))
+        Server.from_deployment(Stub(state=tmp_path))
     (tmp_path / "vllm.env").touch()
     with pytest.raises(NotReadyError) as not_there:
-        Server.from_deployment(Stub(folder_=tmp_path))
+        Server.from_deployment(Stub(state=tmp_path))
     with pytest.raises(NotReadyError):
-        Server.from_deployment(Stub(folder_=tmp_path, there={"gateway": container(None)}))
+        Server.from_deployment(Stub(state=tmp_path, there={"gateway": container(None)}))
     assert "make up" in not_made.value.fix
     assert "make up" in not_there.value.fix
 
