@@ -136,7 +136,7 @@ def test_a_running_stream_is_finished_after_sigterm_and_the_end_is_clean_and_mea
     before = served.state["StartedAt"]
     tally = Tally()
     with ThreadPoolExecutor() as pool:
-        stream = pool.submit(ask, served.url, tally, key=KEY, stream=True, tokens=1500)
+        stream = pool.submit(ask, served.url, tally, key=KEY, stream=True, tokens=800)
         wait_until(lambda: served.metric("num_requests_running") == 1, deadline_s=60, what="the stream runs")
         os.kill(served.state["Pid"], signal.SIGTERM)
         wait_until(lambda: served.verdict() == (503, "the engine is stopping"), deadline_s=10, what="it is out of service")
