@@ -113,7 +113,7 @@ def test_changes_reach_only_what_depends_on_them_lose_no_stream_and_what_fails_g
     assert "ENGINE_MAX_NUM_SEQS=16" in project.deployment.env_file.read_text()
     assert requests.post(f"{project.url}/v1/completions", json={"model": SELFTEST, "prompt": "Hello", "max_tokens": 4}, timeout=60).status_code == 200
 
-    stream = requests.post(f"{project.url}/v1/completions", json={"model": SELFTEST, "prompt": "Hello", "max_tokens": 1500, "ignore_eos": True,
+    stream = requests.post(f"{project.url}/v1/completions", json={"model": SELFTEST, "prompt": "Hello", "max_tokens": 800, "ignore_eos": True,
                                                                   "stream": True}, stream=True, timeout=120)
     lines = stream.iter_lines()
     assert next(lines).startswith(b"data: ")
