@@ -135,9 +135,10 @@ def test_its_user_can_write_to_the_cache_and_to_nothing_else(image: Image) -> No
 
 
 def test_its_scripts_are_the_repositorys(image: Image) -> None:
-    scripts = {f"healthchecks/{path.name}": path for path in (ROOT / "healthchecks").glob("*.py")}
-    scripts |= {f"{name}.py": ROOT / "docker/engine" / f"{name}.py" for name in ("entrypoint", "watch", "vitals", "benchagent", "benchprobe")}
-    listed = answer(image.name, "sh", "-c", "cd /opt/bundle && sha256sum *.py healthchecks/*.py")
+    scripts = {f"{folder.name}/{path.name}": path for folder in (ROOT / "healthchecks", ROOT / "docker/engine/middleware") for path in folder.glob("*.py")}
+    scripts |= {f"{name}.py": ROOT / "docker/engine" / f"{name}.py"
+                for name in ("entrypoint", "exporter", "watch", "vitals", "words", "benchagent", "benchprobe")}
+    listed = answer(image.name, "sh", "-c", "cd /opt/bundle && sha256sum *.py healthchecks/*.py middleware/*.py")
     assert {name: digest for digest, name in (line.split() for line in listed.splitlines())} == {
         name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in scripts.items()}
 
