@@ -135,7 +135,8 @@ def test_its_user_can_write_to_the_cache_and_to_nothing_else(image: Image) -> No
 
 
 def test_its_scripts_are_the_repositorys(image: Image) -> None:
-    scripts = {f"{folder.name}/{path.name}": path for folder in (ROOT / "healthchecks", ROOT / "docker/engine/middleware") for path in folder.glob("*.py")}
+    scripts = {f"{folder.name}/{path.name}": path
+               for folder in (ROOT / "healthchecks", ROOT / "docker/engine/middleware") for path in folder.glob("*.py")}
     scripts |= {f"{name}.py": ROOT / "docker/engine" / f"{name}.py"
                 for name in ("entrypoint", "exporter", "watch", "vitals", "words", "benchagent", "benchprobe")}
     listed = answer(image.name, "sh", "-c", "cd /opt/bundle && sha256sum *.py healthchecks/*.py middleware/*.py")

@@ -81,10 +81,11 @@ def test_its_catalogue_is_the_repositorys(image: Image) -> None:
 
 
 def test_its_scripts_are_the_repositorys(image: Image) -> None:
-    scripts = [*(ROOT / "docker/engine" / f"{name}.py" for name in ("entrypoint", "exporter", "watch", "vitals", "words", "benchagent", "benchprobe")),
+    scripts = [*(ROOT / "docker/engine" / f"{name}.py"
+                 for name in ("entrypoint", "exporter", "watch", "vitals", "words", "benchagent", "benchprobe")),
                *(ROOT / "docker/engine/middleware").glob("*.py"), *(ROOT / "healthchecks").glob("*.py")]
-    wanted = {f"/opt/bundle/{'' if path.parent.name == 'engine' else f'{path.parent.name}/'}{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
-              for path in scripts}
+    wanted = {f"/opt/bundle/{'' if path.parent.name == 'engine' else f'{path.parent.name}/'}{path.name}":
+              hashlib.sha256(path.read_bytes()).hexdigest() for path in scripts}
     listed = answer(image.name, "sh", "-c", "cd /opt/bundle; sha256sum $PWD/*.py $PWD/healthchecks/*.py $PWD/middleware/*.py")
     assert {name: digest for digest, name in (line.split() for line in listed.splitlines())} == wanted
 

@@ -89,7 +89,8 @@ def daemon(own_network: None, tmp_path: Path) -> Iterator[Daemon]:
     recipe = tmp_path / "image"
     recipe.mkdir()
     (recipe / "Dockerfile").write_text(FAKE_ENGINE)
-    (recipe / "fake_openai.py").write_text((ROOT / "tests" / "fake_openai.py").read_text().replace('"FAKE_MODEL", "fake"', '"FAKE_MODEL", "selftest"'))
+    fake = (ROOT / "tests" / "fake_openai.py").read_text()
+    (recipe / "fake_openai.py").write_text(fake.replace('"FAKE_MODEL", "fake"', '"FAKE_MODEL", "selftest"'))
     (recipe / "ready.py").write_bytes((ROOT / "healthchecks" / "ready.py").read_bytes())
     (recipe / "python").write_text('#!/bin/sh\nexec python3 "$@"\n')
     (recipe / "python").chmod(0o755)
