@@ -88,7 +88,7 @@ def test_a_broken_image_that_is_rolled_leaves_the_old_version_serving(two: Deplo
 def test_a_roll_under_load_interrupts_nothing(two: Deployed) -> None:
     both_ready(two)
     before = two.project.containers()
-    with two.asked_by(32, rest_s=REST_S) as tally:  # every other one streams
+    with two.asked_by(16, rest_s=REST_S) as tally:  # every other one streams
         roll = two.change("roll")
         assert roll.returncode == 0, roll.stderr
     after = two.project.containers()
