@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         console.emit_json(answer)
     else:
-        console.result(f"rolled: {', '.join(name for each in chosen for name in each.model_names)} at {answer['base_url']}")
+        console.result(f"rolled: {', '.join(answer['models'])} at {answer['base_url']}")
     return 0
 
 

@@ -29,8 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         console.emit_json(answer)
         return 0
-    names = ", ".join(name for each in chosen for name in each.model_names)
-    console.result(f"{'ready' if answer['changed'] else 'already up'}: {names} at {answer['base_url']}")
+    console.result(f"{'ready' if answer['changed'] else 'already up'}: {', '.join(answer['models'])} at {answer['base_url']}")
     console.result(str(answer["curl"]))
     return 0
 

@@ -65,7 +65,8 @@ def served(no_leftovers: None) -> Iterator[Served]:
 
 
 def test_the_curl_line_that_up_ends_with_gets_an_english_answer(served: Served) -> None:
-    line = next(row for row in served.printed.splitlines() if row.startswith("curl"))
+    ready, line = served.printed.splitlines()
+    assert ready == f"ready: {first.NAME} at {served.url}/v1", "by its own name, also when it has just been fetched"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(done.stdout)["choices"][0]["message"]["content"] == "The capital of France is Paris."
 

@@ -10,6 +10,7 @@ import pytest
 from bundle.base.errors import NotReadyError, PrerequisiteError, RolledBackError
 from bundle.service import kept, lifecycle, status, traffic
 from bundle.service.deployment import Deployment
+from support import verbs
 from support.fakedeployment import Behaviour, World
 
 NEVER = Behaviour(ready_s=None)
@@ -466,3 +467,12 @@ def test_waits_last_as_long_as_the_slowest_model_may_take(world: World) -> None:
     world.behaviour = lambda values: Behaviour(ready_s=900 if values.get("HOST_READY_TIMEOUT_S") == "1800" else 30)
     lifecycle.apply(world.deployment(), world.env(beside={"HOST_READY_TIMEOUT_S": "1800"}))
     assert world.deployment().number("HOST_READY_TIMEOUT_S") == 1800
+
+
+@pytest.mark.parametrize(("verb", "line"), [("up", "ready: fetched-model at http://127.0.0.1:1/v1"),
+                                              ("roll", "rolled: fetched-model at http://127.0.0.1:1/v1")])
+def test_the_name_that_is_told_is_the_one_that_answers(monkeypatch: pytest.MonkeyPatch, verb: str, line: str) -> None:
+    """The settings that were asked for name no model yet where the first one is fetched on the way."""
+    answer = lifecycle.Answer(base_url="http://127.0.0.1:1/v1", model="fetched-model", models=["fetched-model"], curl="curl …", changed=True)
+    monkeypatch.setattr(lifecycle, "up", lambda *_, **__: answer)
+    assert verbs.call(verb, "--profile", "cpu").stdout.splitlines()[0] == line

@@ -130,7 +130,7 @@ def install(folder: Path, chosen: Settings) -> list[str]:
     return loaded
 
 
-def bring_up(folder: Path, chosen: Settings) -> dict[str, object]:
+def bring_up(folder: Path, chosen: Settings) -> lifecycle.Answer:
     """Check this host and start the deployment from the compose.yaml in `folder`; as `lifecycle.up`."""
     shipped = bundled_images(folder, chosen)
     return lifecycle.up([chosen], Deployment(project=chosen.project, home=folder), ensure_images=lambda _: imageset.require(shipped))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from typing import TypedDict
 
 from bundle.base import console
 from bundle.base.errors import BundleError, ConfigurationError, NotReadyError, PrerequisiteError, RolledBackError
@@ -21,13 +22,26 @@ from bundle.service import address, credentials, kept, numbers, readiness, routi
 from bundle.service.deployment import GATEWAY, Container, Deployment, Texts, is_engine, model_of
 
 
+class Answer(TypedDict):
+    """What a client needs of a deployment that serves."""
+
+    base_url: str
+    model: str
+    """The first model's name."""
+    models: list[str]
+    """All names, adapters too."""
+    curl: str
+    """A command line that gets an answer."""
+    changed: bool
+    """Whether anything was changed for it."""
+
+
 def up(models: Sequence[Settings], deployment: Deployment | None = None, *, ensure_images: Callable[[Settings], object] = build.ensure,
-       roll: bool = False) -> dict[str, object]:
+       roll: bool = False) -> Answer:
     """Make the host, the images and the services what `models` say, and wait until they answer.
 
     A handoff brings its own compose.yaml (`deployment`) and images that must not be built here (`ensure_images`). `roll` replaces every engine,
-    changed or not, and refuses where that would interrupt the service. Returns what a client needs (base_url, model, models, curl) and whether
-    anything was changed. Raises ConfigurationError, PrerequisiteError (both before any change of the service), NotReadyError or RolledBackError.
+    changed or not, and refuses where that would interrupt the service. Raises ConfigurationError, PrerequisiteError (both before any change of the service), NotReadyError or RolledBackError.
     """
     configured.require(models)
     if roll and (single := [each.profile for each in models if each.replicas < 2]):
@@ -52,8 +66,8 @@ def up(models: Sequence[Settings], deployment: Deployment | None = None, *, ensu
                 _compare(each, fit, _engine_log(deployment, service))
         there = address.published(deployment)
         changed = changed or bool(applied)
-    return {"base_url": there.base_url, "model": there.model, "models": [name for each in models for name in each.model_names], "curl": there.curl,
-            "changed": changed}
+    return Answer(base_url=there.base_url, model=there.model, models=[name for each in models for name in each.model_names], curl=there.curl,
+                  changed=changed)
 
 
 def apply(deployment: Deployment, texts: Texts, *, recreate: bool = False) -> bool:
