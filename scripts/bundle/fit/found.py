@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bundle import STATE
+from bundle.base import files
 from bundle.base.errors import BundleError
 from bundle.config import catalogue
 from bundle.config.settings import Settings
@@ -59,9 +60,7 @@ def keep(settings: Settings, folder: Path, expected: Estimate, differences: Sequ
                 correction=_correction(expected, differences, engine_log))
     place = (state or FOLDER) / _name(gpu, model, known)
     place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = place.with_suffix(".new")
-    fresh.write_text(json.dumps(asdict(one), indent=1), encoding="utf-8")
-    fresh.replace(place)
+    files.write_whole(place, json.dumps(asdict(one), indent=1))
 
 
 def correction(settings: Settings, folder: Path, device: Device | None, *, state: Path | None = None) -> Correction | None:

@@ -18,7 +18,7 @@ from subprocess import CompletedProcess
 from typing import Any
 
 from bundle import ROOT, STATE
-from bundle.base import shell
+from bundle.base import files, shell
 from bundle.base.clock import Clock
 from bundle.base.errors import BundleError, PrerequisiteError
 from bundle.config import envfile
@@ -374,7 +374,5 @@ _PARTS = (_ROUTES, *(part for service in MODELS for part in (_env(service), _eng
 def _replace(path: Path, text: str) -> None:
     if path.is_file() and path.read_text() == text:
         return
-    fresh = path.with_suffix(".new")
-    fresh.write_text(text)
-    fresh.chmod(0o644)  # Compose mounts the list of models as it is, and the gateway is another user
-    fresh.replace(path)
+    files.write_whole(path, text)
+    path.chmod(0o644)  # Compose mounts the list of models as it is, and the gateway is another user

@@ -41,7 +41,8 @@ def up(models: Sequence[Settings], deployment: Deployment | None = None, *, ensu
     """Make the host, the images and the services what `models` say, and wait until they answer.
 
     A handoff brings its own compose.yaml (`deployment`) and images that must not be built here (`ensure_images`). `roll` replaces every engine,
-    changed or not, and refuses where that would interrupt the service. Raises ConfigurationError, PrerequisiteError (both before any change of the service), NotReadyError or RolledBackError.
+    changed or not, and refuses where that would interrupt the service. Raises ConfigurationError, PrerequisiteError (both before any change of
+    the service), NotReadyError or RolledBackError.
     """
     configured.require(models)
     if roll and (single := [each.profile for each in models if each.replicas < 2]):
