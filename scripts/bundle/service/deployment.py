@@ -226,8 +226,8 @@ class Deployment:
         return ["docker", "compose", "--project-name", self.project]
 
     def _base(self, env_file: Path, *further: Path) -> list[str]:
-        files = [word for file in (self.home / "compose.yaml", *further) for word in ("--file", str(file))]
-        return ["docker", "compose", *files, "--env-file", str(env_file), "--project-name", self.project]
+        named = [word for file in (self.home / "compose.yaml", *further) for word in ("--file", str(file))]
+        return ["docker", "compose", *named, "--env-file", str(env_file), "--project-name", self.project]
 
     @property
     def folder(self) -> Path:
