@@ -299,6 +299,7 @@ class FakeDeployment(Deployment):
                             there = world.containers.get(name)
                             status = "MAINT" if name in world.taken_out else "UP" if there and world.healthy(there) else "DOWN"
                             said += f"{backend},{name},0,{len(there.requests) if there else 0},{status},\n"
+                    said += "prometheus,prometheus,0,0,no check,\n"  # with monitoring: a server, and no engine
                 case ["set", "server", server, "state", state]:
                     name = server.partition("/")[2]
                     (world.taken_out.discard if state == "ready" else world.taken_out.add)(name)

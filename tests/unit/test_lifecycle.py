@@ -390,6 +390,7 @@ def test_status_tells_of_an_engine_that_gets_no_requests(world: World) -> None:
     assert rows["engine"]["reason"] == ""
     assert "taken out at the gateway" in rows["engine-2"]["reason"]
     assert status.base_url(world.deployment()) == "http://127.0.0.1:8005/v1"
+    assert "prometheus" not in traffic.servers(world.deployment()), "it gets none of theirs"
 
 
 # --- several models

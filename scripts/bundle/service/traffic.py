@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from bundle.base import console
-from bundle.service.deployment import GATEWAY, Deployment
+from bundle.service.deployment import GATEWAY, Deployment, is_engine
 
 POLL_S = 0.5
 _SOCKET = "/run/haproxy/admin.sock"
@@ -51,6 +51,8 @@ def servers(deployment: Deployment) -> Mapping[str, Server]:
     """The engines by service; empty where no gateway answers."""
     found: dict[str, Server] = {}
     for row in csv.DictReader((_say(deployment, _SERVERS) or "").lstrip("# ").splitlines()):
+        if not is_engine(row["svname"]):
+            continue
         seen = found.get(row["svname"], Server(backends=(), status=row["status"], running=0))
         status = row["status"] if seen.is_up else seen.status
         found[row["svname"]] = Server(backends=(*seen.backends, row["pxname"]), status=status,
