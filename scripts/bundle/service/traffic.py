@@ -1,6 +1,6 @@
 """Which engines the gateway sends requests to. Asked and told over HAProxy's admin socket, inside the gateway's container.
 
-HAProxy's management guide: https://docs.haproxy.org/2.6/management.html#9.3 (`show stat`, `set server`). A server has its service's name, in
+HAProxy's management guide: https://docs.haproxy.org/3.0/management.html#9.3 (`show stat`, `set server`). A server has its service's name, in
 whatever backends there are.
 """
 
