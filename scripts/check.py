@@ -55,7 +55,6 @@ def main(argv: Sequence[str]) -> int:
     from bundle.base import console
     from bundle.choice import profile
     from bundle.fit import assessment
-    from bundle.images import engineconfig
     from bundle.service import preview
 
     parser = cli.parser(__doc__)
@@ -74,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
         chosen = assessment.held_to(chosen, fit)
     chosen = assessment.resolved(chosen, fit)
     if options.deep and not chosen.errors:
+        from bundle.images import engineconfig  # it needs docker-py, which a host without Docker may lack
+
         with console.step(f"asking {chosen.image_engine}"):
             answer = engineconfig.ask(chosen, fit.device)
         chosen = engineconfig.held_to(chosen, answer)

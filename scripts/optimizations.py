@@ -20,7 +20,7 @@ from bundle import cli
 def main(argv: Sequence[str]) -> int:
     from bundle.choice import profile
     from bundle.config import verdicts
-    from bundle.tuning import audit, optimizations
+    from bundle.tuning import optimizations
 
     parser = cli.parser(__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list | explain | audit")
@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error(f"explain takes one NAME: {' '.join(names) or 'none is given'}" if options.verb == "explain" else f"what is {' '.join(rest)}?")
     records = verdicts.load()
     if options.verb == "audit":
+        from bundle.tuning import audit  # it needs docker-py, which a host without Docker may lack
+
         found = audit.run(options.image or profile.load(profile.Wanted()).image_engine, options.library, records, options.limit)
         audit.show(found, as_json=options.json)
         audit.require(found)

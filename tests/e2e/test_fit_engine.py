@@ -56,7 +56,8 @@ def log_of_a_start(chosen: Settings, container: str) -> str:
 @pytest.mark.parametrize("sets", [(), ("ENGINE_MAX_MODEL_LEN=1000", "ENGINE_BLOCK_SIZE=96", "ENGINE_MAX_NUM_BATCHED_TOKENS=1000")],
                          ids=["the profile", "odd sizes"])
 def test_the_real_engine_holds_exactly_the_tokens_that_fit_says(sets: Sequence[str], container: str, tmp_path: Path) -> None:
-    chosen = settings.load("cpu", sets=["IMAGE_TARGET=cpu", "MODEL_DIR=", *sets])
+    found = settings.load("cpu", sets=["IMAGE_TARGET=cpu", "MODEL_DIR=", *sets])
+    chosen = assessment.resolved(found, assessment.assess(found))
     build.ensure(chosen)
     log = log_of_a_start(chosen, container)
     docker("cp", f"{container}:{SELFTEST_MODEL}", str(tmp_path / "model"))

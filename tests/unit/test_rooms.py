@@ -46,3 +46,16 @@ def test_the_linter_names_a_circle_inside_a_room(scripts: Path) -> None:
     done = lint(scripts)
     assert done.returncode != 0
     assert "cycles" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["check --profile cpu", "fit --profile cpu", "profiles", "doctor --profile cpu --json", "bench --list",
+                                  "optimizations list"])
+def test_what_needs_no_docker_needs_no_library_of_it_either(verb: str) -> None:
+    """A rented GPU pod has vLLM and no Docker, and no package index from which docker-py could come."""
+    name, *arguments = verb.split()
+    script = str(ROOT / "scripts" / f"{name}.py")
+    code = (f"import runpy, sys; sys.modules['docker'] = None; sys.path.insert(0, {str(ROOT / 'scripts')!r}); sys.argv = {[script, *arguments]!r}; "
+            f"runpy.run_path({script!r}, run_name='__main__')")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
+    assert done.stdout, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr

@@ -144,7 +144,9 @@ class ComposeRuntime:
         return self._control
 
     def _own(self, settings: Settings) -> Settings:
-        values = {"HOST_PROJECT": self.deployment.project, "GATEWAY_BIND": "127.0.0.1", "GATEWAY_PORT": "0"}
+        """As it is started for this run. Where no model is named it stays the self-test model: not what `make up` would fetch in its place."""
+        values = {"HOST_PROJECT": self.deployment.project, "GATEWAY_BIND": "127.0.0.1", "GATEWAY_PORT": "0",
+                  "ENGINE_MODEL": settings.value("ENGINE_MODEL")}
         return settings.overridden(values, "set by the benchmark")
 
     def _failed(self, error: NotReadyError, label: str) -> StartFailed:

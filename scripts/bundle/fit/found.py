@@ -20,7 +20,6 @@ from bundle.config import catalogue
 from bundle.config.settings import Settings
 from bundle.fit.estimation import Difference, Estimate
 from bundle.fit.request import Correction
-from bundle.machine import daemon
 from bundle.machine.devices import GIB, Device
 
 FOLDER = STATE / "found"
@@ -55,7 +54,7 @@ def keep(settings: Settings, folder: Path, expected: Estimate, differences: Sequ
          state: Path | None = None) -> None:
     """Keep what `engine_log` says of the start of `settings` with the model in `folder`, in place of an earlier start of the same."""
     gpu, model, known = _identity(settings, folder, expected.device)
-    one = Start(gpu=gpu, image=daemon.image_id(settings.image_engine), model=model, settings=known, project=settings.project,
+    one = Start(gpu=gpu, image=_image_id(settings), model=model, settings=known, project=settings.project,
                 since=f"{datetime.now().astimezone():%Y-%m-%d %H:%M}", compared=[asdict(each) for each in differences],
                 correction=_correction(expected, differences, engine_log))
     place = (state or FOLDER) / _name(gpu, model, known)
@@ -70,7 +69,7 @@ def correction(settings: Settings, folder: Path, device: Device | None, *, state
         one = _read((state or FOLDER) / _name(gpu, model, known))
         if one is None or one.correction is None or (one.gpu, one.model, one.settings) != (gpu, model, known):
             return None
-        same = bool(one.image) and daemon.image_id(settings.image_engine) == one.image
+        same = bool(one.image) and _image_id(settings) == one.image
     except (OSError, BundleError):  # without Docker it is not known which image it would be
         return None
     return Correction(since=one.since, bytes=one.correction) if same else None
@@ -80,6 +79,15 @@ def last(project: str, *, state: Path | None = None) -> Start | None:
     """The last start of a project that is kept."""
     starts = [one for path in (state or FOLDER).glob("*.json") if (one := _read(path)) and one.project == project]
     return max(starts, key=lambda one: one.since, default=None)
+
+
+def _image_id(settings: Settings) -> str:
+    """The id of the engine's image, "" where it or Docker's library is not there. Raises PrerequisiteError where the daemon does not answer."""
+    try:
+        from bundle.machine import daemon  # it needs docker-py, which a host without Docker may lack
+    except ModuleNotFoundError:
+        return ""
+    return daemon.image_id(settings.image_engine)
 
 
 def _correction(expected: Estimate, differences: Sequence[Difference], engine_log: str) -> int | None:

@@ -21,7 +21,6 @@ from bundle.base.errors import BundleError, CheckFailedError, PrerequisiteError
 from bundle.base.parallel import Progress, size
 from bundle.config.catalogue import parse_number
 from bundle.config.settings import MODEL_IN_CONTAINER, Settings
-from bundle.machine import daemon
 
 NAME = "smollm2-135m-instruct"
 STORE = ROOT / "models"
@@ -109,6 +108,8 @@ def _fetch(settings: Settings, wheels: Path) -> None:
 
 def _convert(image: str, wheels: Path, made: Path) -> None:
     """Through the container's stdin and stdout, and no mount: it needs no right to this host's files, and its user none either."""
+    from bundle.machine import daemon  # it needs docker-py, which a host without Docker may lack
+
     with (wheels / "in.tar").open("w+b") as given, (made.parent / "out.tar").open("w+b") as taken:
         with tarfile.open(fileobj=given, mode="w") as tar:
             for wheel in sorted(wheels.glob("*.whl")):
