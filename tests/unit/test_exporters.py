@@ -6,12 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import exporter
 import gatewaylog
+import serve
 from bundle import ROOT
-from serve import DEFAULTS, engines
+from serve import DEFAULTS
 from support import fakenvml
 from support.promql import unknown
 
@@ -115,7 +117,10 @@ def test_the_images_defaults_are_those_of_the_env_files() -> None:
     assert {name: base[name] for name in DEFAULTS} == DEFAULTS
 
 
-def test_engines_follow_the_replicas() -> None:
-    assert engines("") == ["engine"]
-    assert engines("monitoring", "engine engine-b") == ["engine", "engine-b"]
-    assert engines("replica-2,replica-3,monitoring") == ["engine", "engine-2", "engine-3"]
+@pytest.mark.parametrize("there", [["engine"], ["engine", "engine-2", "engine-b", "engine-b-2"]])
+def test_every_engine_and_the_watch_beside_it_are_targets(there: list[str], tmp_path: Path) -> None:
+    serve.render(tmp_path, {"MONITORING_ENGINES": " ".join(there)})
+    scraped = yaml.safe_load((tmp_path / "prometheus.yml").read_text())["scrape_configs"]
+    jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in scraped}
+    assert jobs["engine"] == [f"{name}:8000" for name in there]
+    assert jobs["watch"] == [f"{name}:8001" for name in there]
