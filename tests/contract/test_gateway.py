@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -22,7 +23,7 @@ from bundle.config import settings
 from bundle.smoke import closedroutes
 from support import image
 from support.gateway import CONFIG, IMAGE, KEY, Door, Reply, Site, docker, operational, parse, request
-from support.project import wait_until
+from support.project import free_port, wait_until
 
 HERE = ROOT / "docker" / "gateway"
 LISTED = [tuple(line.split()) for line in (HERE / "routes.lst").read_text().splitlines() if line and not line.startswith("#")]
@@ -110,7 +111,7 @@ def test_every_route_that_vllm_documents_is_listed_or_refused_on_purpose() -> No
 
 
 def test_the_image_carries_the_configuration_of_this_tree() -> None:
-    for name in ("haproxy.cfg", "routes.lst", "bodylimit.lua", "models.lua"):
+    for name in ("haproxy.cfg", "routes.lst", "bodylimit.lua", "models.lua", "start.lua", "monitoring.lst"):
         inside = docker("run", "--rm", "--entrypoint", "cat", IMAGE, f"{Path(CONFIG).parent}/{name}")
         assert inside == (HERE / name).read_text(), f"{name}: run `make build`"
 
@@ -157,6 +158,8 @@ def test_a_key_in_another_place_or_scheme_is_no_key(locked: Door) -> None:
 
 def test_a_key_for_metrics_reads_them_and_spends_nothing(site: Site, locked: Door) -> None:
     assert locked.ask("GET", "/metrics", key=SCRAPER).status == 200
+    assert locked.ask("GET", "/metrics/engine", key=SCRAPER).status == 200
+    assert locked.ask("GET", "/metrics/engine").code == "invalid_api_key"
     for method, path in LISTED:
         if path not in ("/metrics", "/health"):
             refused = locked.ask(method, path, key=SCRAPER, headers={"X-Request-Id": f"scraper-{path}"})
@@ -649,6 +652,38 @@ def address(container: str) -> str:
     return docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", container).strip()
 
 
+def test_a_gateway_that_starts_under_load_never_says_that_there_is_no_engine(own: Site) -> None:
+    """It does not know its engine yet when it first listens. Nobody can connect before; from then on everybody is answered."""
+    own.start_engine()
+    port, over, seen = free_port(), threading.Event(), Counter[str]()
+
+    def ask() -> None:
+        while not over.is_set():
+            with suppress(OSError, AssertionError):  # it does not listen yet, or Docker's proxy hangs up for it
+                seen[str(Door(name="", port=port).ask("GET", "/v1/models").status)] += 1
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(8):
+            pool.submit(ask)
+        try:
+            for number in range(1, 4):
+                door = own.open(port=port)
+                wait_until(lambda wanted=number * 100: seen["200"] >= wanted, deadline_s=60, what="it answers")
+                docker("rm", "--force", door.name)
+        finally:
+            over.set()
+    assert seen.keys() == {"200"}
+
+
+def test_a_gateway_is_healthy_when_it_knows_its_engine_or_has_looked_for_it(own: Site) -> None:
+    def healthy(door: Door) -> str:
+        return docker("exec", door.name, "python3", "/opt/bundle/gateway_health.py", check=False)
+
+    door = own.open(wait=False)
+    wait_until(lambda: "503" in healthy(door), deadline_s=30, what="it says that it has just started")
+    wait_until(lambda: healthy(door) == "", deadline_s=30, what="it has looked for its engines")
+
+
 def test_an_engine_that_comes_late_or_back_with_another_address_is_found(own: Site) -> None:
     door = own.open()
     addresses = []
@@ -776,12 +811,39 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Door]
         shared.close()
 
 
+def admin(door: Door, command: str) -> None:
+    """Tell it to the gateway's HAProxy."""
+    code = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); s.sendall(sys.argv[1].encode() + b'\\n')"
+    docker("exec", door.name, "python3", "-c", f"{code}; s.recv(65536)", command)
+
+
 def served_by(door: Door, ids: Sequence[str]) -> list[str]:
     """Which engine each request went to."""
     def known() -> dict[str, str]:
         return {record["id"]: record["server"] for record in door.records()}
     wait_until(lambda: set(ids) <= set(known()), deadline_s=20, what="the requests are in the log")
     return [known()[id_] for id_ in ids]
+
+
+def test_metrics_are_those_of_the_engine_that_is_named_and_of_no_other(pair: tuple[Site, Door]) -> None:
+    """Counters that came from another engine each time would be no counters. Also of one that gets no requests, which is when they are looked at."""
+    _, door = pair
+    asked = {f"{name or 'first'}-{number}": name for name in ("", "engine", "engine-2") for number in range(4)}
+    for id_, name in asked.items():
+        reply = door.ask("GET", f"/metrics/{name}".rstrip("/"), headers={"X-Request-Id": id_})
+        assert b"vllm:prompt_tokens_total" in reply.body
+    assert served_by(door, list(asked)) == [name or "engine" for name in asked.values()]
+    admin(door, "set server engine/engine-2 state maint")
+    try:
+        assert door.ask("GET", "/metrics/engine-2", headers={"X-Request-Id": "taken-out"}).status == 200
+        assert door.ask("GET", "/metrics/engine-3", headers={"X-Request-Id": "not-there"}).code == "engine_unavailable"
+    finally:
+        admin(door, "set server engine/engine-2 state ready")
+    assert served_by(door, ["taken-out", "not-there"]) == ["engine-2", "engine-3"]
+    for path in ("/metrics/engine-b", "/metrics/engine-9", "/metrics/gateway", "/metrics/", "/metrics/engine/", "/metrics/engine-2/x"):
+        assert door.ask("GET", path).code == "unknown_url", path
+    assert door.ask("POST", "/metrics/engine").code == "unknown_url"
+    wait_until(lambda: operational(door, "engine-2"), deadline_s=20, what="it is back")
 
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
