@@ -163,9 +163,8 @@ class Site:
     # --- the gateway
 
     def open(self, *, keys: str | None = None, certificate: str | None = None, models: str | None = None, config: str | None = None,
-             environment: Mapping[str, str] | None = None, wait: bool = True, port: int = 0) -> Door:
-        """Start a gateway: `keys`, `certificate` and `models` are the texts of its secret files, `config` replaces its configuration; `port` is
-        the host's (0: any)."""
+             environment: Mapping[str, str] | None = None, wait: bool = True) -> Door:
+        """Start a gateway: `keys`, `certificate` and `models` are the texts of its secret files, `config` replaces its configuration."""
         name = f"{self.name}-{len(self.containers)}"
         self.containers.append(name)
         settings = {"GATEWAY_AUTH": "" if keys is None else "on", "GATEWAY_TLS": "" if certificate is None else "on",
@@ -179,7 +178,7 @@ class Site:
                 source.write_text(text)
                 source.chmod(0o444)
                 options += ["--volume", f"{source}:{target}:ro"]
-        docker("run", "--detach", "--name", name, "--network", self.name, "--publish", f"127.0.0.1:{port}:8005", *HARDENED, *options, IMAGE)
+        docker("run", "--detach", "--name", name, "--network", self.name, "--publish", "127.0.0.1:0:8005", *HARDENED, *options, IMAGE)
         if not wait:
             return Door(name=name, port=0)
         end = time.monotonic() + 30
