@@ -51,7 +51,7 @@ class Tab:
         self.call("Page.navigate", url="about:blank")  # or a link that differs in what stands behind its # alone would load nothing
         self.call("Page.navigate", url=url)
         end = time.monotonic() + ANSWER_S
-        while self.value("[location.href, document.readyState].join()").split(",")[0] == "about:blank" or self.value("document.readyState") != "complete":
+        while self.value("location.protocol === 'about:' || document.readyState !== 'complete'"):
             assert time.monotonic() < end, f"{url} does not load"
             time.sleep(0.1)
 
@@ -98,7 +98,8 @@ def browser(profile: Path) -> Iterator[Tab]:
         os.dup2(there[1], 4)
 
     running = subprocess.Popen(
-        [program(), "--headless", "--no-sandbox", "--disable-gpu", "--no-proxy-server", f"--user-data-dir={profile}", "--remote-debugging-pipe"],
+        [program(), "--headless", "--no-sandbox", "--disable-gpu", "--no-proxy-server", "--hide-scrollbars", f"--user-data-dir={profile}",
+         "--remote-debugging-pipe"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, close_fds=False, preexec_fn=at_3_and_4)
     os.close(to_it)
     os.close(from_it)

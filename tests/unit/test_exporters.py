@@ -88,6 +88,17 @@ def test_what_is_no_record_is_counted_and_does_no_harm(bad: bytes) -> None:
     assert samples(counts.text())["gateway_log_unread_total", ()] == 1
 
 
+def test_who_only_watches_is_no_traffic_unless_it_is_refused() -> None:
+    counts = gatewaylog.Counts()
+    for path in ("/monitoring/api/v1/query_range", "/metrics", "/metrics/engine-b-2", "/health", "/status", "/status.js", "/panels.json", "/uplot.js"):
+        for status in (200, 503):
+            counts.add(line(path=path, status=status))
+    assert not counts.requests
+    counts.add(line(path="/monitoring/api/v1/query", status=401))
+    counts.add(line(path="/v1/statuses", status=200))
+    assert len(counts.requests) == 2
+
+
 def test_unknown_paths_and_too_many_labels_make_no_series_without_end() -> None:
     counts = gatewaylog.Counts()
     for number in range(3 * gatewaylog.MOST_SERIES):
