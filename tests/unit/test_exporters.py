@@ -90,7 +90,7 @@ def test_what_is_no_record_is_counted_and_does_no_harm(bad: bytes) -> None:
 
 def test_who_only_watches_is_no_traffic_unless_it_is_refused() -> None:
     counts = gatewaylog.Counts()
-    for path in ("/monitoring/api/v1/query_range", "/metrics", "/metrics/engine-b-2", "/health", "/status", "/status.js", "/panels.json", "/uplot.js"):
+    for path in ("/monitoring/api/v1/query_range", "/metrics", "/metrics/engine-b-2", "/health", "/status", "/status.js", "/uplot.js"):
         for status in (200, 503):
             counts.add(line(path=path, status=status))
     assert not counts.requests
