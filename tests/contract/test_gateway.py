@@ -855,6 +855,22 @@ def test_a_session_that_the_client_names_stays_at_one_engine(pair: tuple[Site, D
     assert len(set(served_by(pair[1], ids))) == 1
 
 
+# --- with monitoring
+
+def test_the_page_and_what_is_behind_it_exist_with_monitoring_alone(own: Site, unlocked: Door) -> None:
+    paths = ("/status", "/status.js", "/panels.json", "/uplot.js", "/uplot.css")
+    for path in (*paths, "/monitoring/api/v1/query"):
+        assert unlocked.ask("GET", path).code == "unknown_url"
+    door = own.open(environment={"GATEWAY_MONITORING": "on"})
+    for path in paths:
+        reply = door.ask("GET", path)
+        assert (reply.status, reply.headers["x-content-type-options"]) == (200, "nosniff")
+        assert reply.headers["content-security-policy"].startswith("default-src 'self';"), "nothing of another host is loaded"
+        assert door.ask("POST", path, json_body={}).code == "unknown_url"
+    assert door.ask("GET", "/monitoring/api/v1/query").code == "engine_unavailable"
+    assert door.ask("GET", "/monitoring/-/reload").code == "unknown_url"
+
+
 # --- the container itself
 
 def test_the_log_has_one_record_per_request_and_no_secret_prompt_or_query(site: Site) -> None:

@@ -97,8 +97,7 @@ async function refresh() {
       if (mine !== turn) return;
       draw(panel, panel.place, lines, over, marks);
     }
-    for (const board in BOARDS)  // a host without a GPU has nothing to show of it
-      at(board).hidden = !wanted.panels.some(panel => panel.board === board && plots.has(panel.title));
+    at("gpu").hidden = !wanted.panels.some(panel => panel.board === "gpu" && plots.has(panel.title));  // this host has none
     at("ask").hidden = true; at("said").className = ""; at("said").textContent = "as of " + new Date().toLocaleTimeString();
   } catch (error) {
     at("ask").hidden = !error.key; at("said").className = "bad"; at("said").textContent = error.message;
