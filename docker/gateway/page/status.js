@@ -65,7 +65,6 @@ function draw(panel, place, lines, over, marks) {
     }] },
   }, data, place);
   plots.set(panel.title, { plot, labels, marks: kept });
-  legend(plot);
 }
 
 function alerts(found) {
