@@ -71,7 +71,8 @@ def test_a_start_is_a_mark_on_every_plot_an_alert_is_told_and_no_name_is_taken_f
         legend = tab.value("document.querySelector('.u-legend').textContent")
         assert name in legend
         assert "4.00" in legend, "the newest value stands there without a pointer"
-        assert tab.value("[...document.querySelectorAll('section')].map(each => each.hidden)") == [False, False, True, False], "only the GPU's part may be missing"
+        hidden = tab.value("[...document.querySelectorAll('section')].map(each => each.hidden)")
+        assert hidden == [False, False, True, False], "only the GPU's part may be missing"
         assert tab.said == []
 
 
