@@ -5,7 +5,7 @@ import sys
 from unittest.mock import MagicMock
 
 from prometheus_client import REGISTRY
-from vllm.v1.metrics.loggers import PrometheusStatLogger
+from vllm.v1.metrics.loggers import PrometheusStatLogger  # type: ignore[import-not-found]  # in the image
 
 
 def main() -> int:
