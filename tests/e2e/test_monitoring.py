@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -175,10 +176,13 @@ def test_the_page_asks_for_its_key_and_fits_its_window(width: int, watched: Obse
 # --- what wakes somebody
 
 def arrives(watched: Observed, *names: str, deadline_s: float = 120) -> None:
-    missing = set(names)
+    """Wait for these alerts at the webhook, and keep in reports/alerts.json what provoked each and how long after that it came."""
+    missing, since = set(names), time.monotonic()
+    after: dict[str, float] = {}
 
     def came() -> bool:
-        missing.difference_update(watched.alerts())
+        after.update(dict.fromkeys(missing & watched.alerts().keys(), round(time.monotonic() - since, 1)))
+        missing.difference_update(after)
         return not missing
     try:
         wait_until(came, deadline_s=deadline_s, what=f"{', '.join(names)} at the webhook")
@@ -186,6 +190,9 @@ def arrives(watched: Observed, *names: str, deadline_s: float = 120) -> None:
         raise AssertionError(f"{error}; missing: {', '.join(sorted(missing))}") from None
     for name in names:
         assert watched.alerts()[name]["annotations"].keys() == {"means", "look", "do"}
+    file, fired_by = ROOT / "reports" / "alerts.json", os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].partition(" ")[0]
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(kept | {name: {"fired_by": fired_by, "received_after_s": after[name]} for name in names}, indent=1) + "\n")
 
 
 def test_slow_answers_a_queue_and_refusals_arrive(loaded: Observed) -> None:
