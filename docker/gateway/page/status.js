@@ -6,7 +6,7 @@ const BOARDS = { serving: "Serving", capacity: "Capacity", gpu: "GPU", gateway: 
 const DAY_S = 86400;
 const at = id => document.getElementById(id);
 const plots = new Map();
-let key = sessionStorage.getItem("key") || "", wanted, turn = 0;
+let key = sessionStorage.getItem("key") || "", wanted, turn = 0, running = 0;
 
 async function ask(path, parameters) {
   const headers = key ? { Authorization: "Bearer " + key } : {};
@@ -79,6 +79,7 @@ function alerts(found) {
 
 async function refresh() {
   const mine = ++turn;
+  running++;
   try {
     wanted = wanted || await (await fetch("/panels.json")).json();
     const over = range();
@@ -91,16 +92,16 @@ async function refresh() {
         part.append(head, grid); at("boards").append(part);
       }
     const marks = (await ask("query_range", { query: wanted.marks.expr, ...over })).result.map(one => one.values[0][0]);
-    for (const panel of wanted.panels) {
+    await Promise.all(wanted.panels.map(async panel => {
       const lines = await series(panel, over);
-      if (mine !== turn) return;
-      draw(panel, panel.place, lines, over, marks);
-    }
+      if (mine === turn) draw(panel, panel.place, lines, over, marks);
+    }));
+    if (mine !== turn) return;
     at("gpu").hidden = !wanted.panels.some(panel => panel.board === "gpu" && plots.has(panel.title));  // this host has none
     at("ask").hidden = true; at("said").className = ""; at("said").textContent = "as of " + new Date().toLocaleTimeString();
   } catch (error) {
     at("ask").hidden = !error.key; at("said").className = "bad"; at("said").textContent = error.message;
-  }
+  } finally { running--; }
 }
 
 at("ask").addEventListener("submit", event => { event.preventDefault(); key = at("key").value.trim(); sessionStorage.setItem("key", key); refresh(); });
@@ -110,4 +111,4 @@ if (location.hash.startsWith("#key=")) {  // a link that an operator keeps; a br
   key = decodeURIComponent(location.hash.slice(5)); sessionStorage.setItem("key", key); history.replaceState(null, "", location.pathname);
 }
 refresh();
-setInterval(refresh, REFRESH_MS);
+setInterval(() => running || refresh(), REFRESH_MS);  // one that takes longer is not overtaken by the next
