@@ -75,8 +75,9 @@ class Tab:
         told = json.loads(message)
         if told.get("method") == "Runtime.exceptionThrown":
             self.said.append(str(told["params"]["exceptionDetails"]))
-        if told.get("method") == "Log.entryAdded" and told["params"]["entry"]["level"] == "error":
-            self.said.append(told["params"]["entry"]["text"])
+        entry = told["params"]["entry"] if told.get("method") == "Log.entryAdded" else {"source": "network"}
+        if entry["source"] != "network" and entry["level"] == "error":  # a request that failed is the page's to tell of
+            self.said.append(entry["text"])
         return told
 
 
