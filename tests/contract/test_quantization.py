@@ -59,7 +59,7 @@ def answers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     command = "exec python /probe/quantization_probe.py /configs/configs.json"
     if chosen.image_target == "cuda":
         command = engineconfig.as_on(devices.find("rtx-5090"), "/pretended", command)
-    said = image.answer(chosen.image_engine, "sh", "-c", command, timeout_s=600,
+    said = image.answer(chosen.image_engine, "sh", "-c", command, timeout_s=1200,
                         mounts=[(PROBES, "/probe"), (place, "/configs"), (ROOT / "docker/model/pretended", "/pretended")])
     return chosen.image_target, json.loads(said.splitlines()[-1])
 

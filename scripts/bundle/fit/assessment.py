@@ -9,7 +9,7 @@ from bundle.config import words
 from bundle.config.envfile import Problem
 from bundle.config.settings import MODEL_IN_CONTAINER, SELFTEST_MODEL, Settings
 from bundle.config.words import Resolved
-from bundle.fit import estimation, found, quantization, remedies, report
+from bundle.fit import drafts, estimation, found, quantization, remedies, report
 from bundle.fit.estimation import Difference, Estimate
 from bundle.fit.modelshape import read, read_config, read_quantization
 from bundle.fit.remedies import Change
@@ -93,14 +93,15 @@ def held_to_model(settings: Settings) -> Settings:
     folder = model_folder(settings)
     if not folder:
         return settings
+    draft = drafts.of(settings)
     try:
-        message = _refusal(settings, folder)
+        refusals = {QUANTIZATION_KEY if _asked(settings) else "MODEL_DIR": _refusal(settings, folder),
+                    **({draft.key: drafts.refused(draft, folder)} if draft else {})}
     except PrerequisiteError:
         return settings  # `make doctor` and the start say what is wrong with the folder
-    if not message:
-        return settings
-    entry = settings.entries[QUANTIZATION_KEY if _asked(settings) else "MODEL_DIR"]
-    return replace(settings, problems=(*settings.problems, Problem(file=entry.file, line=entry.line, key=entry.key, message=message)))
+    problems = [Problem(file=settings.entries[key].file, line=settings.entries[key].line, key=key, message=message)
+                for key, message in refusals.items() if message]
+    return replace(settings, problems=(*settings.problems, *problems))
 
 
 def _asked(settings: Settings) -> str:
@@ -160,7 +161,9 @@ def estimated(settings: Settings, folder: Path, device: Device | None, *, measur
     request = requested(own, overhead=measured_overhead)
     if measured_overhead is None:
         request = replace(request, correction=found.correction(own, folder, device))
-    estimate = estimation.estimate(read(folder, request.hf_overrides), request, device)
+    model = drafts.beside(read(folder, request.hf_overrides), request.draft, folder, quantization=request.quantization,
+                          float_bytes=request.float_bytes)
+    estimate = estimation.estimate(model, request, device)
     if estimate.sequences_why:
         known[SEQUENCES_KEY] = Resolved(value=str(estimate.max_num_seqs), why=estimate.sequences_why)
     return Fit(device=device, estimate=estimate, resolved=known)

@@ -44,6 +44,8 @@ class Model:
     notes: tuple[str, ...]
     towers: bool = False
     """It takes images or sound too."""
+    draft: tuple[int, int] = (0, 0)
+    """Elements and bytes of the weights of what guesses ahead (drafts.py)."""
 
 
 def read(directory: Path, overrides: Mapping[str, Any] | None = None) -> Model:
