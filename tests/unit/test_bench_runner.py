@@ -398,3 +398,49 @@ def test_a_new_run_takes_a_name_that_is_free(tmp_path: Path) -> None:
     assert runner.new_name("cpu", tmp_path, now=lambda: 0.0) == "1970-01-01-cpu"
     (tmp_path / "1970-01-01-cpu").mkdir()
     assert runner.new_name("cpu", tmp_path, now=lambda: 0.0) == "1970-01-01-cpu-2"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock of a run: an engine start takes 100 s, nothing else takes any."""
+    now = [0.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    started = FakeRuntime.start
+
+    def start(self: FakeRuntime, settings: Settings, label: str) -> FakeEngine:
+        now[0] += min(100.0, settings.ready_timeout_s)
+        return started(self, settings, label)
+
+    monkeypatch.setattr(FakeRuntime, "start", start)
+    return now
+
+
+def timed(folder: Path, minutes: float) -> Job:
+    one = job(folder, cells=("b",), rounds=3)
+    return replace(one, suite=replace(one.suite, minutes=minutes))
+
+
+def test_a_suite_with_minutes_ends_in_time_with_what_there_is(clock: list[float], tmp_path: Path) -> None:
+    runner.run(timed(tmp_path, 10), FakeRuntime())
+    # Cold and warm 200 s for the first cell, then 100 s a visit: at 400 s none is begun that could last 200.
+    assert [leg["cell"] for leg in legs(tmp_path)] == list("aabb")
+    assert clock == [400.0]
+    assert runner.read(runner.Run, tmp_path / "run.json")["rounds"] == 3
+
+
+def test_a_start_waits_no_longer_than_there_is_time_and_none_is_begun_that_does_not_fit(clock: list[float], tmp_path: Path) -> None:
+    runner.run(timed(tmp_path, 5), FakeRuntime())
+    assert [leg["cell"] for leg in legs(tmp_path)] == list("aa")
+    assert clock == [200.0]
+    waits: list[float] = []
+    runtime = FakeRuntime()
+    kept = FakeRuntime.start
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FakeRuntime, "start", lambda self, own, label: waits.append(own.ready_timeout_s) or kept(self, own, label))
+        runner.run(timed(tmp_path / "short", 1), runtime)
+    assert waits[0] == 60
+
+
+def test_a_suite_without_minutes_goes_through_whatever_it_takes(clock: list[float], tmp_path: Path) -> None:
+    runner.run(timed(tmp_path, 0), FakeRuntime())
+    assert [leg["cell"] for leg in legs(tmp_path)] == list("aabbaab")

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from bundle.bench import analysis, plots, recommend
+from bundle.bench import analysis, plots, published, recommend
 from bundle.bench.recommend import comparison
 from bundle.bench.rundata import GUARD_METRIC, MAIN_METRIC, NOT_MEASURED, CellResult, Facts, Metric, Result, Row
 
@@ -120,6 +120,7 @@ def _parts(result: Result) -> Iterator[Part]:
         "alone puts a wrong verdict into at most one table of twenty. Better and worse: beyond noise too."])
     for workload in result["workloads"]:
         yield Part(title=_title(result, workload), level=3, blocks=[_load(result, workload), _speeds(result, workload)])
+    yield Part(title="This host beside the published runs", blocks=list(_published(result)))
     yield Part(title="What did not run", blocks=[_failures(result)])
     yield Part(title="Are the answers the same?", blocks=[
         "Each cell answered the same prompts at temperature 0. Where a setting must not change what is computed, answers other than the control's "
@@ -181,6 +182,18 @@ def _failures(result: Result) -> Table | str:
     rows = [[name, cell["state"], cell["reason"] or NOT_MEASURED, cell["remedy"] or "none is known"]
             for name, cell in result["cells"].items() if cell["state"] != "measured" or cell["reason"]]
     return Table(columns=("cell", "state", "reason", "remedy"), rows=rows, numbers=False) if rows else "Every cell started and was measured."
+
+
+def _published(result: Result) -> Iterator[str | Table]:
+    found = published.beside(result)
+    if not found:
+        yield "No run under reports/published has a load of this one."
+        return
+    yield ("Rates of another GPU, engine version or model stand here to be looked at together, and nothing follows from their difference alone; a "
+           "cell's ratio to the control of its own run tells more.")
+    for workload, rows in found.items():
+        yield f"{workload}:"
+        yield Table(columns=published.COLUMNS, rows=rows, numbers=False)
 
 
 def _outputs(result: Result) -> Table:
