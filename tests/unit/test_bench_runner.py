@@ -94,6 +94,7 @@ class FakeAgent:
     interrupted_at = 0
     unanswered_at = 0
     holds = 1000
+    refuses = False
 
     def __init__(self, argv: Sequence[str], **_: Any) -> None:
         pass
@@ -106,6 +107,12 @@ class FakeAgent:
 
     def outputs(self, prompts: Sequence[str], **_: Any) -> list[str]:
         return ["a", "b"]
+
+    def post(self, path: str, bodies: Sequence[Mapping[str, object]], **_: Any) -> list[dict[str, Any]]:
+        if FakeAgent.refuses:
+            raise AgentError("prompt 1: HTTP 400: prompt_logprobs is not supported")
+        said = {"message": {"content": '{"city": "Rome", "people": 3}'}, "prompt_logprobs": [None, {"7": {"logprob": -1.0}}, {"8": {"logprob": -3.0}}]}
+        return [{"choices": [said]} for _ in bodies]
 
     def model(self, path: str, **_: Any) -> dict[str, Any]:
         return {"config": {"hidden_size": 8}, "weights_bytes": 64}
@@ -144,6 +151,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "Agent", FakeAgent)
     monkeypatch.setattr(gpusampler, "Sampler", FakeSampler)
     FakeAgent.loads, FakeAgent.dies_at, FakeAgent.interrupted_at, FakeAgent.unanswered_at, FakeAgent.holds = [], 0, 0, 0, 1000
+    FakeAgent.refuses = False
 
 
 def cell(name: str) -> Cell:
@@ -444,3 +452,19 @@ def test_a_start_waits_no_longer_than_there_is_time_and_none_is_begun_that_does_
 def test_a_suite_without_minutes_goes_through_whatever_it_takes(clock: list[float], tmp_path: Path) -> None:
     runner.run(timed(tmp_path, 0), FakeRuntime())
     assert [leg["cell"] for leg in legs(tmp_path)] == list("aabbaab")
+
+
+def test_each_cell_is_asked_for_its_answers_once(tmp_path: Path) -> None:
+    runner.run(job(tmp_path), FakeRuntime())
+    asked = [leg for leg in legs(tmp_path) if "answers" in leg]
+    assert [(leg["cell"], leg["round"]) for leg in asked] == [("a", 0), ("b", 0), ("c", 0)]
+    assert asked[0]["answers"]["logprobs"][:2] == [-1.0, -3.0]
+    assert (len(asked[0]["answers"]["greedy"]), asked[0]["answers"]["structured"]) == (20, 3)
+
+
+def test_an_engine_that_does_not_tell_logprobs_is_measured_all_the_same(tmp_path: Path) -> None:
+    FakeAgent.refuses = True
+    runner.run(job(tmp_path), FakeRuntime())
+    first = next(leg for leg in legs(tmp_path) if "answers" in leg)
+    assert first["answers"]["error"] == "prompt 1: HTTP 400: prompt_logprobs is not supported"
+    assert (first["error"], len(first["samples"])) == ("", 1)

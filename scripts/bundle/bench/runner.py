@@ -11,15 +11,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bundle.base import console, files
 from bundle.base.errors import ConfigurationError
-from bundle.bench import gpusampler, rundata, slo, startphases
+from bundle.bench import answers, gpusampler, rundata, slo, startphases
 from bundle.bench.agent import Agent, AgentError
 from bundle.bench.matrix import TOGETHER, Cell, Suite, Workload
 from bundle.bench.rundata import (
     RUN,
     Answer,
+    AnswersData,
     CellData,
     Data,
     Held,
@@ -425,6 +427,8 @@ class _Visit:
                 self.leg.data["outputs"] = agent.outputs(PROMPTS, base_url=self.engine.base_url, served_model_name=self.engine.served_model_name,
                                                          max_tokens=OUTPUT_TOKENS, limit_s=LOAD_LIMIT_S)
                 self._note_model(agent)
+                if self.leg.data["round"] == self.job.part * self.job.suite.rounds:
+                    self.leg.data["answers"] = self._answers(agent)
                 for workload in self.job.suite.workloads:
                     self._load(agent, workload, seed=self._seed(workload, "warm-up", group, turn), requests=_warm_up(workload))
             for repeat in range(self.job.suite.repeats):
@@ -495,6 +499,19 @@ class _Visit:
         so that its prefix cache holds none of them."""
         place = f"{self.job.run} {workload.name} {what} {group} {self.leg.data['round']} {turn}"
         return int.from_bytes(hashlib.sha256(place.encode()).digest()[:4])
+
+    def _answers(self, agent: Agent) -> AnswersData:
+        """How good its answers are; an engine that refuses one of the requests (a pooling model, an API that it lacks) is measured all the same."""
+        def post(path: str, bodies: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
+            return agent.post(path, bodies, base_url=self.engine.base_url, limit_s=min(LOAD_LIMIT_S, self.limit.left_s))
+
+        try:
+            return answers.ask(post, self.engine.served_model_name)
+        except (AgentError, ValueError) as error:
+            if not (self.engine.alive() and agent.alive()):
+                raise AgentError(str(error)) from error
+            console.note(f"  {self.cell.name}: its answers are not judged: {str(error)[:300]}")
+            return answers.unknown(str(error)[:300])
 
     def _note_model(self, agent: Agent) -> None:
         """Put the model's shape into run.json, once: only beside the engine can it be read for sure."""
