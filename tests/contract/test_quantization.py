@@ -26,15 +26,18 @@ AWQ = {"bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
 FP8_CHANNELS = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False},
                 "input_activations": {"num_bits": 8, "type": "float", "strategy": "token", "symmetric": True, "dynamic": True}}
 SAID: Mapping[str, Mapping[str, Any]] = {
-    "awq": {"quant_method": "awq", **AWQ}, "awq in capitals": {"quant_method": "AWQ", **AWQ}, "awq of 8 bits": {"quant_method": "awq", **AWQ, "bits": 8},
-    "awq_marlin": {"quant_method": "awq_marlin", **AWQ}, "gptq": GPTQ, "gptq of 3 bits": GPTQ | {"bits": 3}, "gptq reordered": GPTQ | {"desc_act": True},
+    "awq": {"quant_method": "awq", **AWQ}, "awq in capitals": {"quant_method": "AWQ", **AWQ},
+    "awq of 8 bits": {"quant_method": "awq", **AWQ, "bits": 8},
+    "awq_marlin": {"quant_method": "awq_marlin", **AWQ}, "gptq": GPTQ, "gptq of 3 bits": GPTQ | {"bits": 3},
+    "gptq reordered": GPTQ | {"desc_act": True},
     "gptq reordered, one group": GPTQ | {"desc_act": True, "group_size": -1}, "gptq_marlin": GPTQ | {"quant_method": "gptq_marlin"},
     "fp8": {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
     "compressed-tensors": {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {"group_0": FP8_CHANNELS}},
     "compressed_tensors": {"quant_method": "compressed_tensors", "format": "float-quantized", "config_groups": {"group_0": FP8_CHANNELS}},
     "mxfp4": {"quant_method": "mxfp4"}, "mxfp8": {"quant_method": "mxfp8", "ignored_layers": []},
     "modelopt fp8": {"quant_method": "modelopt", "quant_algo": "FP8"}, "modelopt nvfp4": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
-    "modelopt mxfp8": {"quant_method": "modelopt", "quant_algo": "MXFP8"}, "modelopt mixed": {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"},
+    "modelopt mxfp8": {"quant_method": "modelopt", "quant_algo": "MXFP8"},
+    "modelopt mixed": {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"},
     "modelopt int4": {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"},
     "modelopt's own file": {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "exclude_modules": []}},
     "auto-round": {"quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True}, "inc": {"quant_method": "inc", "bits": 4},
@@ -81,7 +84,8 @@ def test_every_pair_is_taken_or_refused_as_the_engine_does(answers: tuple[str, M
     assert sum(map(len, found.values())) > 1000
 
 
-def test_what_no_engine_loads_is_refused_as_a_folder_and_nothing_else_is(answers: tuple[str, Mapping[str, Mapping[str, str]]], tmp_path: Path) -> None:
+def test_what_no_engine_loads_is_refused_as_a_folder_and_nothing_else_is(answers: tuple[str, Mapping[str, Mapping[str, str]]],
+                                                                         tmp_path: Path) -> None:
     _, found = answers
     refused = {name for name in found if folder.misfits(modelfolder.folder(tmp_path / name, CONFIGS[name]))}
     assert refused == set(NOT_LOADED)

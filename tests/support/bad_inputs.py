@@ -192,6 +192,8 @@ BAD = (
     _error("more replicas than compose.yaml has", "cpu", "HOST_REPLICAS=9", "9 is outside 1 to 8."),
     _error("data parallel on one GPU", "throughput", "ENGINE_DATA_PARALLEL_SIZE=2",
            "splits the model over 2 GPUs, and the engine gets HOST_GPU_COUNT=1. Use HOST_GPU_COUNT=2."),
+    _error("more copies here than there are", "throughput", "ENGINE_DATA_PARALLEL_SIZE_LOCAL=2",
+           "is more than ENGINE_DATA_PARALLEL_SIZE=1, all the copies that there are. Delete the line."),
     _error("a GPU that the container numbers otherwise", "throughput", "CUDA_VISIBLE_DEVICES=1",
            "the engine's container holds 1 GPU, numbered from 0, and 1 is none of them. Delete the line; HOST_GPUS=1 chooses among the host's."),
     _error("tool choice without a parser", "throughput", "ENGINE_ENABLE_AUTO_TOOL_CHOICE=true",

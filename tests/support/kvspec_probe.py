@@ -112,7 +112,7 @@ def ask(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     try:
         with vllm_config.set_current_vllm_config(asked), default_dtype(model.dtype), torch.device("meta"):
             built = initialize_model(vllm_config=asked, model_config=model)
-            if guessing:
+            if guessing and guessing["method"] != "ngram":
                 build_draft(asked)
     except Exception as error:  # noqa: BLE001  ModelConfig has answered all the same
         return {**told, "unbuilt": f"{type(error).__name__}: {str(error)[:200]}"}

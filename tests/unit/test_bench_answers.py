@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from bundle.bench import analysis, answers, report
-from bundle.bench.rundata import AnswersData
+from bundle.bench import analysis, answers, report, runner
+from bundle.bench.rundata import AnswersData, LegData
 from support import benchruns
 
 NOISE = random.Random(1)
-PLAIN: AnswersData = {"logprobs": [NOISE.gauss(-2.5, 1.5) for _ in range(2000)], "greedy": ["a", "b", "c"], "structured": 3, "structured_of": 3, "error": ""}
+PLAIN: AnswersData = {"logprobs": [NOISE.gauss(-2.5, 1.5) for _ in range(2000)], "greedy": ["a", "b", "c"],
+                      "structured": 3, "structured_of": 3, "error": ""}
 
 
 def shifted(by: float, spread: float) -> AnswersData:
@@ -69,9 +70,9 @@ def test_the_text_has_about_two_thousand_tokens() -> None:
 def test_the_report_has_them_beside_the_speed(tmp_path: Path) -> None:
     folder = benchruns.write(tmp_path / "run", cells=(benchruns.CONTROL, benchruns.FASTER))
     for path in (folder / "legs").glob("*.json"):
-        leg = analysis.runner.read(analysis.LegData, path)
+        leg = runner.read(LegData, path)
         leg["answers"] = PLAIN if leg["cell"] == "control" else shifted(0.05, 0.1)
-        analysis.runner.write_json(path, leg)
+        runner.write_json(path, leg)
     report.write(folder, analysis.analyse(folder))
     rows = [line for line in (folder / "report.md").read_text().partition("How good are the answers?")[2].splitlines() if line.startswith("|")]
     control, faster = ([cell.strip(" *`") for cell in row.split("|")[1:-1]] for row in rows[2:4])

@@ -111,7 +111,8 @@ class FakeAgent:
     def post(self, path: str, bodies: Sequence[Mapping[str, object]], **_: Any) -> list[dict[str, Any]]:
         if FakeAgent.refuses:
             raise AgentError("prompt 1: HTTP 400: prompt_logprobs is not supported")
-        said = {"message": {"content": '{"city": "Rome", "people": 3}'}, "prompt_logprobs": [None, {"7": {"logprob": -1.0}}, {"8": {"logprob": -3.0}}]}
+        said = {"message": {"content": '{"city": "Rome", "people": 3}'},
+                "prompt_logprobs": [None, {"7": {"logprob": -1.0}}, {"8": {"logprob": -3.0}}]}
         return [{"choices": [said]} for _ in bodies]
 
     def model(self, path: str, **_: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """`check --deep` asks the image: how it is asked, and what becomes of each answer. The image is a script here; tests/contract asks the real ones."""
 
 import json
-import shlex
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 

@@ -201,7 +201,8 @@ GPT_OSS = {"model_type": "gpt_oss", "num_local_experts": 2}
 
 @pytest.mark.parametrize(("method", "wanted", "more", "refused"), [
     ("awq", "fp8_per_tensor", {}, True), ("gptq", "fp8_per_tensor", {}, True), ("fp8", "fp8_per_tensor", {}, True),
-    ("compressed-tensors", "fp8_per_tensor", {}, True), ("mxfp4", "fp8", {}, True), ("gptq", "awq", {}, True), ("modelopt", "fp8_per_tensor", {}, True),
+    ("compressed-tensors", "fp8_per_tensor", {}, True), ("mxfp4", "fp8", {}, True), ("gptq", "awq", {}, True),
+    ("modelopt", "fp8_per_tensor", {}, True),
     ("awq", "awq_marlin", {}, False), ("gptq", "auto_gptq", {}, False), ("fp8", "fp8", {}, False), ("awq", "", {}, False),
     ("awq", "humming", {}, False), ("auto-round", "fp8_per_tensor", {}, False), ("modelopt", "fp8_per_tensor", {"quant_algo": "NVFP4"}, False),
     ("mxfp4", "fp8", GPT_OSS, False), ("mxfp4", "fp8_per_tensor", GPT_OSS, False), ("mxfp4", "humming", GPT_OSS, True)])

@@ -24,7 +24,8 @@ def store(tmp_path: Path) -> Path:
     """A folder with a model and three drafts."""
     modelfolder.folder(tmp_path / "store/qwen3", modelfolder.published("qwen3-8b"))
     modelfolder.folder(tmp_path / "store/small", SMALL)
-    modelfolder.folder(tmp_path / "store/head", EAGLE3, {"midlayer.mlp.up_proj.weight": ("BF16", (12_288, 4096)), "fc.weight": ("BF16", (4096, 12_288))})
+    modelfolder.folder(tmp_path / "store/head", EAGLE3, {
+        "midlayer.mlp.up_proj.weight": ("BF16", (12_288, 4096)), "fc.weight": ("BF16", (4096, 12_288))})
     modelfolder.folder(tmp_path / "store/stranger", SMALL | {"vocab_size": 32_000})
     return tmp_path / "store"
 
@@ -100,7 +101,8 @@ def test_mtp_for_a_model_without_such_layers_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("said", "method"), [
-    ({"method": "ngram"}, "ngram"), ({"model": "[ngram]"}, "ngram"), ({"method": "deepseek_mtp"}, "mtp"), ({"model": "org/EAGLE3-LLaMA3.1-8B"}, "eagle3"),
+    ({"method": "ngram"}, "ngram"), ({"model": "[ngram]"}, "ngram"), ({"method": "deepseek_mtp"}, "mtp"),
+    ({"model": "org/EAGLE3-LLaMA3.1-8B"}, "eagle3"),
     ({"model": "org/EAGLE-LLaMA3"}, "eagle"), ({"model": "org/small"}, "draft_model"), ({"method": "suffix"}, "suffix")])
 def test_the_method_is_told_as_the_engine_tells_it(said: dict[str, Any], method: str) -> None:
     found = drafts.of(settings.load("throughput", sets=[f"ENGINE_SPECULATIVE_CONFIG={json.dumps(said)}"]))

@@ -16,6 +16,7 @@ from bundle.bench.rundata import (
     RESULT,
     RUN,
     AnswersData,
+    AnswersFound,
     CellResult,
     ColdAndWarm,
     Distance,
@@ -54,10 +55,8 @@ def analyse(run_dir: Path) -> Recommended:
     cells = {name: _Cell(run=run, name=name, legs=_legs_of(legs, name)) for name in run["cells"]}
     control = cells[run["control"]]
     found: dict[str, CellResult] = {
-        name: {**run["cells"][name], **cell.found(), "output_check": _same_answers(cell, control)} for name, cell in cells.items()}
-    for name, cell in cells.items():
-        if (own := cell.answers) and (theirs := control.answers):
-            found[name]["answers"] = answers.compared(own, theirs)
+        name: {**run["cells"][name], **cell.found(), "output_check": _same_answers(cell, control), "answers": _answers(cell, control)}
+        for name, cell in cells.items()}
     wrong = [name for name, cell in found.items() if cell["output_check"]["verdict"] == "different"]
     found_all: Result = {
         **run, "finished": max((sample["at"] + sample["seconds"] for leg in legs for sample in leg["samples"]), default=run["started"]),
@@ -185,6 +184,10 @@ def _same_answers(cell: _Cell, control: _Cell) -> SameAnswers:
     else:
         verdict = "may differ" if cell.run["cells"][cell.name]["outputs"] == "may differ" else "different"
     return {"verdict": verdict, "equal": equal, "of": len(pairs)}
+
+
+def _answers(cell: _Cell, control: _Cell) -> AnswersFound | None:
+    return answers.compared(own, theirs) if (own := cell.answers) and (theirs := control.answers) else None
 
 
 def _compared(cells: Mapping[str, _Cell], control: _Cell, wrong: Collection[str]) -> Iterator[Row]:

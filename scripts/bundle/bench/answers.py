@@ -22,12 +22,14 @@ PASSAGES = tuple((Path(__file__).parent / "passages.txt").read_text(encoding="ut
 QUESTIONS = (
     "What is the capital of France?", "How many days does a week have?", "Name the largest ocean.", "What is 17 plus 26?", "Who wrote Hamlet?",
     "What is the chemical symbol of gold?", "Translate to French: good morning.", "Write one sentence about the sea.", "List three colours.",
-    "What comes after Monday?", "Why is the sky blue?", "Explain what a computer program is.", "Give a synonym of happy.", "What is the opposite of hot?",
+    "What comes after Monday?", "Why is the sky blue?", "Explain what a computer program is.", "Give a synonym of happy.",
+    "What is the opposite of hot?",
     "Write a Python function that adds two numbers.", "What does a thermometer measure?", "Name a mammal that lives in water.",
     "In which year did the Second World War end?", "How do you boil an egg?", "What is photosynthesis?")
 ANSWER_TOKENS = 48
 _PEOPLE = 99
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}, "people": {"type": "integer", "minimum": 0, "maximum": _PEOPLE}},
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20},
+                                           "people": {"type": "integer", "minimum": 0, "maximum": _PEOPLE}},
           "required": ["city", "people"], "additionalProperties": False}
 STRUCTURED = ("Describe Paris as JSON.", "Describe London as JSON.", "Describe Rome as JSON.")
 WORSE, SAME, BETTER = "worse", "no difference seen", "better"
@@ -75,7 +77,7 @@ def _question(model: str, text: str, **more: object) -> dict[str, object]:
 
 
 def _logprobs(answer: Mapping[str, Any]) -> list[float]:
-    """Of each token but the first, which nothing stands before. With no others asked for, the token's own is the only one, or the one that is no top."""
+    """Of each token but the first, before which nothing stands. No others were asked for: each place holds its own token alone."""
     places = answer["choices"][0]["prompt_logprobs"]
     return [float(next(iter(place.values()))["logprob"]) for place in places if place]
 

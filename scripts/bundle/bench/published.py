@@ -40,6 +40,7 @@ def _rows(result: Result, workload: str, cells: set[str]) -> Iterator[list[str]]
             continue
         metrics = cell["metrics"].get(workload, {})
         speed, pause = (f"{metrics[key]['median']:,.0f}" if key in metrics else NOT_MEASURED for key in (MAIN_METRIC, GUARD_METRIC))
-        ratio = next((row["ratio"] for row in result["comparisons"] if (row["cell"], row["workload"], row["metric"]) == (name, workload, MAIN_METRIC)), None)
+        ratio = next((row["ratio"] for row in result["comparisons"]
+                      if (row["cell"], row["workload"], row["metric"]) == (name, workload, MAIN_METRIC)), None)
         against = "control" if name == result["control"] else f"{ratio:.2f}" if ratio else NOT_MEASURED
         yield [result["run"], gpu, f"vLLM {about.get('engine', {}).get('vllm', '?')}", shape, name, speed, against, pause]

@@ -208,13 +208,13 @@ def _outputs(result: Result) -> Table:
 
 
 def _answers(result: Result) -> Iterator[str | Table]:
-    asked = {name: cell["answers"] for name, cell in result["cells"].items() if "answers" in cell}
+    asked = {name: found for name, cell in result["cells"].items() if (found := cell.get("answers"))}
     if not asked:
         yield f"{NOT_MEASURED.capitalize()}."
         return
-    yield ("Perplexity over a fixed text of about 2,000 tokens, by what the engine itself says of each token: cell / control, with its 95 % interval; "
-           "above 1 is worse. Answers to 20 fixed questions at temperature 0 that are the control's word for word, and structured answers that "
-           "keep their schema. With random weights none of this says anything.")
+    yield ("Perplexity over a fixed text of about 2,000 tokens, by what the engine itself says of each token: cell / control, with its 95 % "
+           "interval; above 1 is worse. Answers to 20 fixed questions at temperature 0 that are the control's word for word, and structured answers "
+           "that keep their schema. With random weights none of this says anything.")
     yield Table(columns=("cell", "perplexity", "/ control", "verdict", "equal answers", "valid structure"), numbers=False, rows=[
         [name, f"{found['perplexity']:.3f}" if found["perplexity"] else f"{NOT_MEASURED}: {found['error']}", _of_control(found), found["verdict"],
          f"{found['equal']} of {found['of']}" if found["of"] else "", f"{found['structured']} of {found['structured_of']}"]

@@ -223,8 +223,8 @@ class Deployed(TypedDict):
 
 
 class AnswersData(TypedDict):
-    """What an engine answered (answers.py): the logarithm of each token's probability in the fixed text, the answers at temperature 0, and how many of
-    the structured ones were valid. `error` says why there are none."""
+    """What an engine answered (answers.py): the logarithm of each token's probability in the fixed text, the answers at temperature 0, and how many
+    of the structured ones were valid. `error` says why there are none."""
 
     logprobs: list[float]
     greedy: list[str]
@@ -288,7 +288,7 @@ class SameAnswers(TypedDict):
 
 
 class AnswersFound(TypedDict):
-    """A cell's answers against the control's: the ratio of perplexities (cell / control, above 1 is worse) with its 95 % interval, and equal answers."""
+    """A cell's answers against the control's: the ratio of perplexities (cell / control, above 1: worse) with its 95 % interval; equal answers."""
 
     perplexity: float | None
     ratio: float | None
@@ -321,7 +321,7 @@ class CellResult(CellData, Found):
     """A cell in result.json."""
 
     output_check: SameAnswers
-    answers: NotRequired[AnswersFound]
+    answers: NotRequired[AnswersFound | None]
 
 
 class Row(TypedDict):

@@ -257,7 +257,7 @@ class _Measuring:
                     progress.count()
                     continue
                 if not self.limit.has_room():
-                    console.note(f"the suite's {self.job.suite.minutes:g} minutes leave no time for {progress.todo - progress.done} more of its visits")
+                    console.note(f"the suite's {self.job.suite.minutes:g} minutes leave no time for {progress.todo - progress.done} more visits")
                     break
                 begun = time.monotonic()
                 progress.next(f"{cell.name}, round {number % self.job.suite.rounds + 1} of {self.job.suite.rounds}")

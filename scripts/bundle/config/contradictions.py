@@ -189,6 +189,10 @@ def _gpus(values: _Values) -> Iterator[Finding]:
     if values.cuda and there is not None and wanted > there:
         yield (next(key for key in _SPLITS if key in values),
                f"splits the model over {wanted:g} GPUs, and the engine gets HOST_GPU_COUNT={there:g}. Use HOST_GPU_COUNT={wanted:g}.", "error")
+    copies, here = values.number("ENGINE_DATA_PARALLEL_SIZE") or 1, values.number("ENGINE_DATA_PARALLEL_SIZE_LOCAL") or 1
+    if here > copies:
+        yield ("ENGINE_DATA_PARALLEL_SIZE_LOCAL", f"is more than ENGINE_DATA_PARALLEL_SIZE={copies:g}, all the copies that there are. "
+               "Delete the line.", "error")
 
 
 def _visible_gpus(values: _Values) -> Iterator[Finding]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bundle.base.errors import PrerequisiteError
 from bundle.config.settings import ADAPTERS_IN_CONTAINER, MODEL_IN_CONTAINER, Settings
 from bundle.fit import modelshape, modeltypes, safetensors
 from bundle.fit import quantization as schemes
@@ -53,9 +52,9 @@ def of(settings: Settings) -> Draft | None:
         return None
     model = str(said.get("model") or "")
     key = next((key for key in (KEY, *_SHORT) if settings.value(key)), KEY)
-    tokens = said.get("num_speculative_tokens")
+    tokens = str(said.get("num_speculative_tokens") or "")
     return Draft(method=_method(str(said.get("method") or ""), model), model=model, folder=_on_this_host(settings, model), key=key,
-                 guesses=int(tokens) if str(tokens or "").isdigit() else 0)
+                 guesses=int(tokens) if tokens.isdigit() else 0)
 
 
 def _method(said: str, model: str) -> str:
@@ -97,8 +96,8 @@ def refused(draft: Draft, folder: Path) -> str:
     if draft.method == "draft_model" and draft.folder:
         other = modeltypes.text_fields(modelshape.read_config(draft.folder), str(draft.folder / modelshape.CONFIG))
         if other.vocabulary != fields.vocabulary:
-            return (f"the draft in {draft.folder} has a vocabulary of {other.vocabulary:,} tokens, and the model has {fields.vocabulary:,}: the engine "
-                    "refuses the pair. Take a smaller model of the same family.")
+            return (f"the draft in {draft.folder} has a vocabulary of {other.vocabulary:,} tokens, and the model has {fields.vocabulary:,}: the "
+                    "engine refuses the pair. Take a smaller model of the same family.")
     return ""
 
 

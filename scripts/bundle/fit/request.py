@@ -22,8 +22,8 @@ _FLAGS = ("--gpu-memory-utilization", "--dtype", "--quantization", "--kv-cache-d
           "--max-num-batched-tokens", "--kv-cache-memory-bytes", "--tensor-parallel-size", "--pipeline-parallel-size", "--block-size",
           "--cudagraph-capture-sizes", "--max-cudagraph-capture-size", "--performance-mode", "--enforce-eager", "--optimization-level",
           "--compilation-config", "--async-scheduling", "--cpu-offload-gb", "--disable-hybrid-kv-cache-manager", "--disable-sliding-window",
-          "--enable-lora", "--max-loras", "--max-lora-rank", "--fully-sharded-loras", "--language-model-only", "--hf-overrides", "--enable-prefix-caching",
-          "--mamba-ssm-cache-dtype", "--speculative-config", "--spec-method", "--spec-model", "--spec-tokens")
+          "--enable-lora", "--max-loras", "--max-lora-rank", "--fully-sharded-loras", "--language-model-only", "--hf-overrides",
+          "--enable-prefix-caching", "--mamba-ssm-cache-dtype", "--speculative-config", "--spec-method", "--spec-model", "--spec-tokens")
 _KEYS = ("HOST_ENGINE_MEMORY", "HOST_REQUEST_TOKENS", "IMAGE_TARGET", "VLLM_CPU_KVCACHE_SPACE")
 _UNCOUNTED = {"--kv-cache-dtype-skip-layers": "layers that keep 16-bit keys and values"}
 

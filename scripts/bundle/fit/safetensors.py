@@ -50,7 +50,8 @@ def read(directory: Path, *, layers: int, tied: bool, bits: int, drafts: bool = 
     """The weights that the engine loads from `directory`; empty when there are no safetensors files.
 
     `layers` and `tied` are the config's: layers beyond are draft heads, and a tied head is not loaded. `bits` is the width of packed integer
-    weights. `drafts`: those of MTP layers alone, which only speculative decoding loads. Raises PrerequisiteError when a file is missing, cut off or no safetensors file.
+    weights. `drafts`: those of MTP layers alone, which only speculative decoding loads. Raises PrerequisiteError when a file is missing,
+    cut off or no safetensors file.
     """
     found: Counter[Weight] = Counter()
     for file in files(directory):
