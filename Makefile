@@ -17,10 +17,10 @@ export SET
 sets := $(if $(SET),--set-all "$$SET")
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project) $(if $(MONITORING),--set 'HOST_MONITORING=$(MONITORING)')
 
-.PHONY: help up down restart roll rollback keys logs status top report check doctor build smoke soak bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
+.PHONY: help up down restart roll rollback keys logs status top report check doctor build smoke soak bench bench-apply bench-compare fit profiles optimizations model handoff receive k8s test lint lock
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up:  ## check everything, build what is missing, start, and wait until the model answers
 	@$(PYTHON) scripts/up.py $(deployment) $(json)
@@ -101,6 +101,9 @@ handoff:  ## one folder or archive that runs the profile elsewhere with Docker a
 receive:  ## verify a handoff, load its images, check this host and start it (FILE=, INTO=, NO_START=1, ACCEPT_COMPOSE=1, SET="MODEL_DIR=…")
 	@$(PYTHON) scripts/receive.py $(if $(FILE),'$(FILE)') $(if $(INTO),--into '$(INTO)') $(sets) $(project) \
 	  $(if $(ACCEPT_COMPOSE),--accept-compose) $(if $(NO_START),--no-start) $(json)
+
+k8s:  ## Kubernetes manifests of the profile (OUT=dir GPU=rtx-5090), never run on a cluster
+	@$(PYTHON) scripts/k8s.py $(deployment) $(gpu) $(if $(OUT),--out '$(OUT)') $(json)
 
 test: lint  ## everything that CI holds, against real Docker and real vLLM on the CPU
 	@.venv/bin/python -m pytest --numprocesses 4 tests/unit tests/process
