@@ -17,7 +17,7 @@ export SET
 sets := $(if $(SET),--set-all "$$SET")
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project) $(if $(MONITORING),--set 'HOST_MONITORING=$(MONITORING)')
 
-.PHONY: help up down restart roll rollback keys logs status top report check doctor build smoke soak bench bench-apply bench-compare fit profiles optimizations model handoff receive k8s test lint lock
+.PHONY: help up down restart warm roll rollback keys logs status top report check doctor build smoke soak bench bench-apply bench-compare fit profiles optimizations model handoff receive k8s test lint lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ down:  ## drain and stop (VOLUMES=1 removes the cache too)
 
 restart:  ## drain and restart the engines, one after another
 	@$(PYTHON) scripts/restart.py $(project)
+
+warm:  ## fill the engine's caches (compiled kernels, graphs) by a start that serves nobody; refuses where the card is in use
+	@$(PYTHON) scripts/warm.py $(deployment) $(json)
 
 roll:  ## replace every engine, one after another, without a gap (HOST_REPLICAS=2 or more)
 	@$(PYTHON) scripts/roll.py $(deployment) $(json)
