@@ -32,14 +32,14 @@ def compiled(project: Project) -> dict[str, str]:
 
 
 def test_a_start_after_warm_finds_what_it_compiled(mine: Project) -> None:
-    warmed = mine.script("warm", *SELFTEST, *COMPILED, timeout_s=900)
+    warmed = mine.script("warm", *SELFTEST, *COMPILED, timeout_s=1800)
     assert warmed.returncode == 0, warmed.stderr
     assert "the next start finds what it compiled" in warmed.stdout
     assert "compiling" in warmed.stderr, "its phases are shown"
     assert mine.containers() == {}, "nothing of it runs, and no gateway was there"
     before = compiled(mine)
     assert before
-    up = mine.script("up", *SELFTEST, *COMPILED, timeout_s=900)
+    up = mine.script("up", *SELFTEST, *COMPILED, timeout_s=1800)
     assert up.returncode == 0, up.stderr
     log = mine.deployment.log(mine.containers()["engine"])
     assert "Directly load the compiled graph" in log
