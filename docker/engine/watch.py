@@ -20,6 +20,7 @@ What the probe leaves in vLLM's numbers: it is a request in the vllm: counters (
 seconds), and in http_requests_total under the handler /invocations, which the gateway lets nobody use.
 """
 
+import ipaddress
 import json
 import os
 import threading
@@ -51,6 +52,8 @@ BUSY = 0.05
 PATIENCE = 10
 """As many times HEALTH_STALL_S for an engine that computes."""
 STALE_S = 60.0
+ASKED_S = 3.0
+"""Who has asked GET /ready within so long will ask again: a gateway does every second while it sends requests here."""
 
 PROBES: Sequence[tuple[str, dict[str, Any]]] = (
     ("one token", {"prompt": "ready?", "max_tokens": 1, "temperature": 0, "seed": 0}),
@@ -310,6 +313,7 @@ class Watchdog:
         self._watch, self._budget, self._end, self._say = watch, budget, end, say
         self._verdict, self._looked_at = Verdict(ready=False, text="the engine is loading"), time.monotonic()
         self._over = threading.Event()
+        self._asked_at = -ASKED_S
         threading.Thread(target=self._keep_looking, daemon=True, name="watch").start()
         if port is not None:
             self._serve(port)
@@ -317,6 +321,10 @@ class Watchdog:
     def stop(self) -> None:
         """The engine is stopping, because someone asked it to: not ready, and nothing to end any more."""
         self._over.set()
+
+    def is_asked(self) -> bool:
+        """Whether somebody outside of the container goes by GET /ready now."""
+        return time.monotonic() - self._asked_at < ASKED_S
 
     def verdict(self) -> Verdict:
         """What is to be thought of the engine now."""
@@ -358,6 +366,8 @@ class Watchdog:
 
             def do_GET(self) -> None:
                 verdict = watchdog.verdict()
+                if self.path == "/ready" and not ipaddress.ip_address(self.client_address[0]).is_loopback:
+                    watchdog._asked_at = time.monotonic()
                 status, text = {"/ready": (200 if verdict.ready else 503, verdict.text),
                                 "/metrics": (200, "")}.get(self.path, (404, "GET /ready"))
                 body = (exported.text(ready=verdict.ready) if self.path == "/metrics" else f"{text}\n").encode(errors="replace")
