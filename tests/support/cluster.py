@@ -147,11 +147,9 @@ class Cluster:
         first.load(*images)
         first.stop()
         for node in others:
-            _ok("cp", "--archive", "--link", str(first.folder / "data"), str(node.folder / "data"))
-            for kept in ("image", "network", "volumes", "buildkit"):  # what a daemon writes into in place
-                shutil.rmtree(node.folder / "data" / kept, ignore_errors=True)
-                if (first.folder / "data" / kept).exists():
-                    _ok("cp", "--archive", str(first.folder / "data" / kept), str(node.folder / "data" / kept))
+            (node.folder / "data").mkdir()
+            for part in (first.folder / "data").iterdir():
+                _ok("cp", "--archive", *(["--link"] if part.name == "overlay2" else []), str(part), str(node.folder / "data"))
 
     @contextlib.contextmanager
     def on_wire(self) -> Iterator[None]:
