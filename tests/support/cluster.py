@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 NODE = """
 set -e
@@ -28,6 +29,8 @@ read -r _
 exec dockerd --config-file "$DIR/daemon.json" --data-root "$DIR/data" --exec-root /run/docker --pidfile /run/docker.pid --host "unix://$DIR/sock" \
     --cgroup-parent "/$CGROUP" --bridge none --iptables=false --ip6tables=false --storage-driver overlay2
 """
+PLACE, PREFIX = Path("/var/tmp"), "vllm-swarm-"
+"""Where the nodes' disks are: overlay2 needs a file system that is none in memory, a socket a short path."""
 CLONE_NEWNET = 0x40000000
 START_S = 60
 
@@ -60,19 +63,19 @@ class Node:
         self.name, self.address = f"node{number}", f"10.99.0.{number}"
         self.folder = cluster.folder / self.name
         self.folder.mkdir()
-        (self.folder / "daemon.json").write_text(json.dumps({"max-concurrent-downloads": 1}))
+        self.configure()
         self.cgroup = f"{cluster.folder.name}-{number}"
         self._outer: subprocess.Popen[bytes] | None = None
         self._inner = 0
 
-    @property
-    def up(self) -> bool:
-        return self._outer is not None
+    def configure(self, **lines: object) -> None:
+        """Its daemon.json, read at its next start."""
+        (self.folder / "daemon.json").write_text(json.dumps({"debug": False, **lines}))
 
     def start(self) -> None:
         """Plug it in; returns when its daemon answers."""
-        self._outer, self._inner = _unshared(
-            ["--net", "--mount", "--uts"], ["sh", "-c", NODE], {"DIR": str(self.folder), "NAME": self.name, "CGROUP": self.cgroup}, self.folder / "log")
+        about = {"DIR": str(self.folder), "NAME": self.name, "CGROUP": self.cgroup}
+        self._outer, self._inner = _unshared(["--net", "--mount", "--uts"], ["sh", "-c", NODE], about, self.folder / "log")
         wire = self.cluster.wire
         _ok("nsenter", f"--net=/proc/{self._inner}/ns/net", "sh", "-c",
             f"ip link add eth0 type veth peer name port{self.number} && ip link set port{self.number} netns {wire}"
@@ -110,8 +113,8 @@ class Node:
             self.kill()
 
     def docker(self, *arguments: str, check: bool = True, timeout: float = 300, stdin: int | None = None) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(["docker", "--host", f"unix://{self.folder}/sock", *arguments], stdin=stdin, capture_output=True, text=True, check=False,
-                              timeout=timeout)
+        done = subprocess.run(["docker", "--host", f"unix://{self.folder}/sock", *arguments], stdin=stdin, capture_output=True, text=True,
+                              check=False, timeout=timeout)
         assert not check or done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}"
         return done
 
@@ -122,10 +125,16 @@ class Node:
             self.docker("load", stdin=saved.stdout.fileno(), timeout=600)
         assert saved.returncode == 0
 
+    def kill_process(self, container: str, title: str) -> None:
+        """SIGKILL to the process of that title in a container."""
+        lines = self.docker("top", container, "-eo", "pid,args").stdout.splitlines()[1:]
+        (found,) = [line.split()[0] for line in lines if title in line]
+        _ok("nsenter", f"--target={self._inner}", "--pid", "kill", "-KILL", found)
+
     def remove(self) -> None:
         self.kill()
         for controller in Path("/sys/fs/cgroup").glob(f"*/{self.cgroup}"):
-            for group in (*sorted((path for path in controller.rglob("*") if path.is_dir()), key=lambda path: len(path.parts), reverse=True), controller):
+            for group in sorted((controller, *filter(Path.is_dir, controller.rglob("*"))), key=lambda path: len(path.parts), reverse=True):
                 with contextlib.suppress(OSError):
                     group.rmdir()
 
@@ -134,7 +143,8 @@ class Cluster:
     """`count` nodes on one wire, none of which is started. Use it as a context: all of it is gone at the end."""
 
     def __init__(self, count: int) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="swarm-", dir="/var/tmp"))  # overlay2 needs a disk, a socket a short path
+        _remove_stale()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=PLACE))
         self._holder, self.wire = _unshared(["--net"], ["sleep", "infinity"], {}, self.folder / "wire.log")
         with self.on_wire():
             _ok("sh", "-c", "ip link set lo up && ip link add br0 type bridge && ip link set br0 up && ip addr add 10.99.0.254/24 dev br0")
@@ -164,7 +174,7 @@ class Cluster:
             os.close(before)
             os.close(there)
 
-    def __enter__(self) -> "Cluster":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -175,6 +185,13 @@ class Cluster:
         assert self._holder.stdin
         self._holder.stdin.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _remove_stale() -> None:
+    """What a run that was killed has left: its processes have ended with it, and its disks have not."""
+    for folder in PLACE.glob(f"{PREFIX}*"):
+        if not Path(f"/proc/{folder.name.removeprefix(PREFIX).partition('-')[0]}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ok(*command: str) -> None:

@@ -37,8 +37,8 @@ def text(models: Sequence[Settings], made: Mapping[str, Any], lines: Sequence[st
     gpu = _gpu(first) if any(each.image_target == "cuda" for each in models) else ""
     return f"""# {name} on several hosts, with Docker Swarm
 
-Profile {', '.join(each.profile for each in models)}. Made by `make swarm`; nothing in here is changed by hand. The commands are typed in this folder, on a
-manager that has the secret files named below.
+Profile {', '.join(each.profile for each in models)}. Made by `make swarm`; nothing in here is changed by hand. The commands are typed in this
+folder, on a manager that has the secret files named below.
 
 ## What each node needs
 
@@ -64,10 +64,11 @@ Then, from the bundle: `make status STACK={name}`, and `make smoke URL={scheme}:
 
 ```sh
 docker service scale {engine}=3                       # more engines, or fewer
-docker service update --image NEW --detach {engine}   # one engine after another: told to the gateway, drained, replaced. A broken one goes back by itself
+docker service update --image NEW --detach {engine}   # one engine after another: drained, then replaced. A broken one goes back by itself
 docker service rollback {engine}                      # to what ran before
 docker node update --availability drain NODE             # empty a host before work on it
-docker node update --label-add {GATEWAY_LABEL}=true OTHER    # a gateway there too; --label-rm {GATEWAY_LABEL} NODE takes one away, when its clients have moved
+docker node update --label-add {GATEWAY_LABEL}=true OTHER    # a gateway there too
+docker node update --label-rm {GATEWAY_LABEL} NODE           # one less, when its clients have moved
 docker stack rm {name}
 ```
 
@@ -97,8 +98,8 @@ Their names carry what tells one content from another. The files are read at `do
 
 def _gpu(settings: Settings) -> str:
     count = settings.value("HOST_GPU_COUNT")
-    return f"""- NVIDIA driver 580 or newer and the NVIDIA container toolkit. Each node lists its GPUs, and a task gets {count} of them (not run on a GPU by
-  this bundle; that tasks are placed by it and told which ids they have was). In `/etc/docker/daemon.json`, with the ids that `nvidia-smi -L` shows:
+    return f"""- NVIDIA driver 580 or newer and the NVIDIA container toolkit. Each node lists its GPUs, and a task gets {count} of them (not run on a
+  GPU; that tasks are placed by the list and told which ids they have was). In `/etc/docker/daemon.json`, with the ids that `nvidia-smi -L` shows:
 
   ```json
   {{"default-runtime": "nvidia", "runtimes": {{"nvidia": {{"path": "nvidia-container-runtime"}}}},

@@ -72,6 +72,8 @@ def stack(resolved: Mapping[str, Any], *, absent: Sequence[str] = ()) -> dict[st
     if unknown:
         raise ConfigurationError(f"compose.yaml has what this bundle does not know to say for Swarm: {', '.join(unknown)}",
                                  fix="scripts/bundle/swarm/stack.py turns each key of a service")
+    if odd := [f"networks.{name}" for name, each in resolved["networks"].items() if each.keys() - {"name", "internal", "ipam"} or each.get("ipam")]:
+        raise ConfigurationError(f"compose.yaml: {', '.join(odd)}: an overlay network gets nothing but `internal` from here")
     used = {mount["source"] for each in services.values() for mount in each["volumes"] if mount["type"] == "volume"}
     secrets = {each["source"]: {"file": file, "name": f"{resolved['name']}_{each['source']}_{fingerprint(Path(file))}"}
                for service in services.values() for each in service.get("secrets", ()) for file in [resolved["secrets"][each["source"]]["file"]]}
@@ -127,8 +129,10 @@ def _processes(one: _Service) -> None:
 
 
 def _restart(one: _Service) -> None:
-    if one.take("restart") == "unless-stopped":
+    if (when := one.take("restart")) == "unless-stopped":
         one.deploy["restart_policy"] = {"condition": "any", "delay": _DELAY}
+    else:
+        one.left["restart"] = when
 
 
 def _shared_memory(one: _Service) -> None:
@@ -151,20 +155,13 @@ def _tmpfs(one: _Service) -> None:
 
 def _devices(one: _Service) -> None:
     """GPUs: as many as the deployment gives to an engine, whichever the node has."""
-    deploy = one.take("deploy") or {}
-    reservations = deploy.get("resources", {}).get("reservations", {})
-    for device in reservations.pop("devices", ()):
-        if device.get("driver") != "nvidia":
-            one.left["deploy.resources.reservations.devices"] = device
-            continue
-        count = sum(len(ids.split(",")) for ids in device["device_ids"])
+    deploy = {key: value for key, value in (one.take("deploy") or {}).items() if value}
+    devices = deploy.get("resources", {}).get("reservations", {}).get("devices", [])
+    if deploy not in ({}, {"resources": {"reservations": {"devices": devices}}}) or any(device.get("driver") != "nvidia" for device in devices):
+        one.left["deploy"] = deploy
+    elif devices:
+        count = sum(len(ids.split(",")) for device in devices for ids in device["device_ids"])
         one.limit("reservations", {"generic_resources": [{"discrete_resource_spec": {"kind": GPU, "value": count}}]})
-    deploy.get("resources", {}).pop("reservations", None) if not reservations else None
-    # Compose adds these to what has a `deploy`; they say nothing.
-    rest = {key: value for key, value in deploy.items() if value and not (key == "resources" and value == {"reservations": {}})
-            and not (key == "placement" and value == {})}
-    if rest:
-        one.left["deploy"] = rest
 
 
 def _ports(one: _Service) -> None:
@@ -181,8 +178,11 @@ def _mounts(one: _Service, absent: Sequence[str]) -> None:
     for mount in one.take("volumes") or ():
         if mount["type"] == "bind" and mount["source"] in absent:
             continue
+        kept = {key: value for key, value in mount.items() if key in ("type", "source", "target", "read_only")}
+        one.mounts.append(kept)
         # Swarm makes no folder that is missing, as create_host_path: false asks for.
-        one.mounts.append({key: value for key, value in mount.items() if key in ("type", "source", "target", "read_only")})
+        if mount not in (kept, {**kept, "bind": {}}, {**kept, "bind": {"create_host_path": False}}):
+            one.left[f"volumes.{mount['target']}"] = mount
 
 
 def _secrets(one: _Service, secrets: Mapping[str, Any]) -> None:

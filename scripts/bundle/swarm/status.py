@@ -8,6 +8,7 @@ from bundle.base.errors import PrerequisiteError
 from bundle.machine import daemon
 
 _STACK = "com.docker.stack.namespace"
+_NO_NODE = "no node for it: none has the label, or memory and GPUs enough"
 COLUMNS = ("service", "task", "node", "state", "image", "reason")
 
 
@@ -43,9 +44,9 @@ def read(stack: str) -> tuple[list[Row], list[str]]:
         if not client.info()["Swarm"].get("ControlAvailable"):
             raise PrerequisiteError(f"the daemon at {daemon.address()} is no manager of a Swarm", fix="ask one that is: DOCKER_HOST=ssh://MANAGER")
         own = {"label": f"{_STACK}={stack}"}
-        services = [each.attrs for each in client.services.list(filters=own)]
-        tasks = [task for each in services for task in client.api.tasks(filters={"service": each["ID"]})]
-        nodes = {each.id: each.attrs for each in client.nodes.list()}
+        found = client.services.list(filters=own)
+        services, tasks = [each.attrs for each in found], [task for each in found for task in each.tasks()]
+        nodes = {str(each.id): each.attrs for each in client.nodes.list()}
     return rows(stack, services, tasks, nodes), updates(stack, services)
 
 
@@ -59,7 +60,7 @@ def rows(stack: str, services: Iterable[Mapping[str, Any]], tasks: Sequence[Mapp
         found += [_row(name, task, [other for other in own if _place(other) == _place(task)], nodes) for task in sorted(wanted, key=_place)]
         replicas = service["Spec"]["Mode"].get("Replicated", {}).get("Replicas")
         missing = max(0, (1 if replicas is None else replicas) - len(wanted))
-        found += [Row(service=name, task="", node="", state="missing", image=image, reason="no node for it: a label, memory or GPUs are wanting")] * missing
+        found += [Row(service=name, task="", node="", state="missing", image=image, reason=_NO_NODE)] * missing
     return found
 
 

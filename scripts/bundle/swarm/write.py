@@ -56,7 +56,8 @@ def write(models: Sequence[Settings], out: Path) -> Written:
     made["secrets"]["gateway_models"]["file"] = f"./{MODELS}"
     routes = texts["models"]
     commands = page.commands(models[0], made)
-    written = {STACK: _yaml(made, f"Made by `make swarm` of profile {', '.join(each.profile for each in models)}: change the env files, and make it anew."),
+    profiles = ", ".join(each.profile for each in models)
+    written = {STACK: _yaml(made, f"Made by `make swarm` of profile {profiles}: change the env files, and make it anew."),
                CHECK: _yaml(nodecheck.stack(made, models), "One task on every node, which says what that node lacks."),
                PAGE: page.text(models, made, commands), MODELS: routes}
     out.mkdir(exist_ok=True)
@@ -78,12 +79,13 @@ def _problems(settings: Settings) -> Iterator[Problem]:
         ("GATEWAY_API_KEYS_FILE", not settings.value("GATEWAY_API_KEYS_FILE"),
          "on Swarm the gateway's port is open on every address of its node, so keys are needed. `make keys ADD=name` makes a file with one."),
         ("GATEWAY_BIND", settings.gateway_bind not in _EVERYWHERE,
-         f"{settings.gateway_bind} cannot be kept: Swarm publishes on every address of a node. Set 0.0.0.0, and close the port elsewhere in a firewall."),
+         f"{settings.gateway_bind} cannot be kept: Swarm publishes on every address of a node. Set 0.0.0.0; a firewall closes what is too much."),
         ("GATEWAY_PORT", not settings.gateway_port, "0 lets Docker choose a port, another on each node. Name one."),
         ("HOST_GPUS", bool(settings.value("HOST_GPUS")),
          "names GPUs of one host. On Swarm each node lists its own (the written README.md says how), and a task gets HOST_GPU_COUNT of them. "
          "Delete the line."),
-        ("HOST_ACCELERATOR", bool(settings.value("HOST_ACCELERATOR")), "gives all GPUs of one host; Swarm hands GPUs out one by one. Delete the line."),
+        ("HOST_ACCELERATOR", bool(settings.value("HOST_ACCELERATOR")),
+         "gives all GPUs of one host; Swarm hands GPUs out one by one. Delete the line."),
         ("HOST_MONITORING", settings.value("HOST_MONITORING") == "on",
          "on watches the containers of one host. Set off; an own Prometheus reads GET /metrics of each gateway with a metrics-only key."),
     ):
