@@ -448,7 +448,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], health: He
             watchdog.stop()
             if kill_at is None and not error.answering:
                 kill_at = time.monotonic() + LOADING_STOP_S
-            if len(asked) == 1 and watchdog.is_asked():  # who asks twice does not want to wait
+            if error.answering and len(asked) == 1 and watchdog.is_asked():  # who asks twice does not want to wait
                 say(f"asked to stop ({stop.name}): the gateway is told, and requests are still taken for {LEAVE_S:g} s")
                 stop_at = time.monotonic() + LEAVE_S
                 continue

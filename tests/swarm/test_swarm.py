@@ -63,7 +63,8 @@ def test_running_tasks_keep_what_compose_promises(stack: Stack) -> None:
         assert (host["ReadonlyRootfs"], host["CapDrop"], config["User"], host["Privileged"]) == (True, ["ALL"], user, False)
         assert (host["Memory"], host["PidsLimit"]) == ((4 * 2**30, 1024) if service == "engine" else (2**30, 64))
         assert host["LogConfig"] == {"Type": "json-file", "Config": {"max-file": "3", "max-size": "50m"}}
-        assert config["StopTimeout"] == 60
+        spec = json.loads(stack.manager.docker("service", "inspect", f"{NAME}_{service}").stdout)[0]["Spec"]["TaskTemplate"]["ContainerSpec"]
+        assert spec["StopGracePeriod"] == 60 * 10**9
         assert config["Healthcheck"]["Interval"] == 5 * 10**9
         inside = where.docker("exec", container, "cat", "/proc/1/status").stdout
         assert re.search(r"^CapEff:\t0+$", inside, re.MULTILINE)

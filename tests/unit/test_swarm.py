@@ -36,8 +36,9 @@ def engine(**changed: Any) -> dict[str, Any]:
 
 
 def resolved(keys: Path, **services: Any) -> dict[str, Any]:
-    gateway = {"image": "gateway:1", "environment": {"GATEWAY_AUTH": "on"}, "mem_limit": "1073741824", "user": "2001:2001", "restart": "unless-stopped",
-               "stop_signal": "SIGUSR1", "networks": {"back": None, "front": None}, "tmpfs": ["/run/haproxy:uid=2001,gid=2001,mode=0700,size=1m"],
+    gateway = {"image": "gateway:1", "environment": {"GATEWAY_AUTH": "on"}, "mem_limit": "1073741824", "user": "2001:2001",
+               "restart": "unless-stopped", "stop_signal": "SIGUSR1",
+               "networks": {"back": None, "front": None}, "tmpfs": ["/run/haproxy:uid=2001,gid=2001,mode=0700,size=1m"],
                "ports": [{"mode": "ingress", "host_ip": "0.0.0.0", "target": 8005, "published": "8005", "protocol": "tcp"}],
                "secrets": [{"source": name, "target": f"/run/secrets/{name}"} for name in ("gateway_api_keys", "gateway_tls")]}
     return {"name": "site", "services": {"engine": engine(), "gateway": gateway, **services}, "networks": {"back": {"internal": True}, "front": {}},
