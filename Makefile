@@ -108,6 +108,7 @@ receive:  ## verify a handoff, load its images, check this host and start it (FI
 test: lint  ## everything that CI holds, against real Docker and real vLLM on the CPU
 	@.venv/bin/python -m pytest --numprocesses 4 tests/unit tests/process
 	@.venv/bin/python -m pytest tests/contract tests/e2e tests/fault
+	@.venv/bin/python -m pytest tests/swarm -m 'not long'
 	@.venv/bin/python -m pytest tests/bench
 
 lint:  ## ruff, mypy --strict, import-linter, yamllint, shellcheck, hadolint
