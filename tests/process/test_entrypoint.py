@@ -400,6 +400,7 @@ def test_a_gateway_that_asks_is_told_before_the_engine_stops_to_take_requests(po
     process.terminate()
     if asked:
         wait_until(lambda: "the engine is stopping" in ask_ready(own_address(), port), deadline_s=2, what="the gateway is told")
+        assert process.stdout
         assert not select.select([process.stdout], [], [], 0)[0], "the engine knows nothing of it yet"
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, output) == (0, b"got SIGTERM\n")

@@ -49,10 +49,11 @@ class Stack:
         return subprocess.run([sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments], capture_output=True, text=True, check=False,
                               env=environment, timeout=600)
 
-    def write(self, *settings: str) -> None:
-        """`make swarm` into the stack's folder."""
-        sets = [word for setting in (*SETTINGS, f"GATEWAY_API_KEYS_FILE={self.keys}", *settings) for word in ("--set", setting)]
-        done = self.script("swarm", "--profile", "cpu", "--out", str(self.folder), *sets)
+    def write(self, *settings: str, profile: str = "") -> None:
+        """`make swarm` into the stack's folder; without a profile, of the stack that the tests run."""
+        own = () if profile else SETTINGS
+        sets = [word for setting in (*own, f"GATEWAY_API_KEYS_FILE={self.keys}", *settings) for word in ("--set", setting)]
+        done = self.script("swarm", "--profile", profile or "cpu", "--out", str(self.folder), *sets)
         assert done.returncode == 0, done.stderr
 
     def deploy(self, file: str = "stack.yaml", name: str = NAME) -> None:

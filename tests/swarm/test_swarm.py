@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -206,6 +208,27 @@ def test_a_scaled_down_service_loses_none(stack: Stack) -> None:
         time.sleep(10)  # what is asked of the one that ends, ends
     only_right(tally)
     record("scaled from two engines to one", "no request is lost", tally, seconds, file=FILE)
+
+
+@pytest.mark.parametrize(("profile", "sets", "services"), [
+    ("throughput", ("HOST_GPU_COUNT=2", "ENGINE_TENSOR_PARALLEL_SIZE=2", "HOST_REPLICAS=3", "ENGINE_MAX_NUM_SEQS=64"), {"engine": 3}),
+    ("cpu,cpu-embed", ("ENGINE_MODEL=/opt/bundle/selftest-model",), {"engine": 1, "engine-b": 1}),
+])
+def test_every_stack_that_is_written_is_one_that_swarm_takes(stack: Stack, tmp_path: Path, profile: str, sets: Sequence[str],
+                                                             services: Mapping[str, int]) -> None:
+    own = Stack(cluster=stack.cluster, folder=tmp_path / "stack", keys=stack.keys)
+    absent = f"IMAGE_ENGINE=vllm-bundle/engine:{'cuda' if 'HOST_GPU_COUNT=2' in sets else 'cpu'}-absent"  # nothing of it is to start
+    own.write("GATEWAY_BIND=0.0.0.0", absent, *sets, profile=profile)
+    own.deploy(name="other")
+    try:
+        listed = stack.manager.docker("stack", "services", "other", "--format", "{{.Name}} {{.Replicas}}").stdout.split("\n")
+        found = {line.split()[0].removeprefix("other_"): line.split()[1].partition("/")[2] for line in filter(None, listed)}
+        assert {name: count for name, count in found.items() if name != "gateway"} == {name: str(count) for name, count in services.items()}
+        spec = json.loads(stack.manager.docker("service", "inspect", "other_engine").stdout)[0]["Spec"]["TaskTemplate"]
+        wanted = [{"DiscreteResourceSpec": {"Kind": "GPU", "Value": 2}}] if profile == "throughput" else None
+        assert spec["Resources"]["Reservations"].get("GenericResources") == wanted
+    finally:
+        stack.manager.docker("stack", "rm", "other")
 
 
 def test_gpus_are_handed_out_by_what_each_node_lists(stack: Stack) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bundle import ROOT
 from bundle.base.errors import ConfigurationError, PrerequisiteError
 from bundle.config import settings
 from bundle.config.settings import Settings
@@ -146,7 +147,7 @@ def test_every_refusal_is_told_at_once_with_file_and_line() -> None:
         write.refuse([loaded()])
     first, *problems = refused.value.message.splitlines()
     assert first == "2 settings that Swarm cannot keep"
-    lines = Path(settings.ROOT / "env" / "base.env").read_text().splitlines()
+    lines = (ROOT / "env" / "base.env").read_text().splitlines()
     for key, problem in zip(("GATEWAY_API_KEYS_FILE", "GATEWAY_BIND"), problems, strict=True):
         number = next(number for number, line in enumerate(lines, start=1) if line.startswith(f"{key}="))
         assert problem.startswith(f"  env/base.env:{number}: {key}: ")

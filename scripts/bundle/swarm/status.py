@@ -45,7 +45,8 @@ def read(stack: str) -> tuple[list[Row], list[str]]:
             raise PrerequisiteError(f"the daemon at {daemon.address()} is no manager of a Swarm", fix="ask one that is: DOCKER_HOST=ssh://MANAGER")
         own = {"label": f"{_STACK}={stack}"}
         found = client.services.list(filters=own)
-        services, tasks = [each.attrs for each in found], [task for each in found for task in each.tasks()]
+        services = [each.attrs for each in found]
+        tasks: list[Mapping[str, Any]] = [task for each in found for task in each.tasks()]  # type: ignore[no-untyped-call]
         nodes = {str(each.id): each.attrs for each in client.nodes.list()}
     return rows(stack, services, tasks, nodes), updates(stack, services)
 
