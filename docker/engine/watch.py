@@ -54,6 +54,8 @@ BUSY = 0.05
 PATIENCE = 10
 """As many times HEALTH_STALL_S for an engine that computes."""
 STALE_S = 60.0
+ASKED_S = 3.0
+"""Who has asked GET /ready within so long will ask again: a gateway does every second while it sends requests here."""
 
 PROBES: Sequence[tuple[str, dict[str, Any]]] = (
     ("one token", {"prompt": "ready?", "max_tokens": 1, "temperature": 0, "seed": 0}),
@@ -313,6 +315,7 @@ class Watchdog:
         self._watch, self._budget, self._end, self._say = watch, budget, end, say
         self._verdict, self._looked_at = Verdict(ready=False, text="the engine is loading"), time.monotonic()
         self._over, self._leaving = threading.Event(), threading.Event()
+        self._asked_at = -ASKED_S
         threading.Thread(target=self._keep_looking, daemon=True, name="watch").start()
         if port is not None:
             self._serve(port)
@@ -324,6 +327,10 @@ class Watchdog:
     def drain(self) -> None:
         """The engine is to get no new requests any more; what it has, it goes on with, and is watched as before."""
         self._leaving.set()
+
+    def is_asked(self) -> bool:
+        """Whether somebody outside of the container goes by GET /ready now."""
+        return time.monotonic() - self._asked_at < ASKED_S
 
     def verdict(self) -> Verdict:
         """What is to be thought of the engine now."""
@@ -370,6 +377,8 @@ class Watchdog:
 
             def do_GET(self) -> None:
                 verdict, blind = watchdog.verdict(), watchdog.blind()
+                if self.path == "/ready" and not ipaddress.ip_address(self.client_address[0]).is_loopback:
+                    watchdog._asked_at = time.monotonic()
                 status, text = {"/ready": (200 if verdict.ready else 503, verdict.text), "/live": (503 if blind else 200, blind or "the watch looks"),
                                 "/metrics": (200, "")}.get(self.path, (404, "GET /ready"))
                 self._answer(status, exported.text(ready=verdict.ready) if self.path == "/metrics" else f"{text}\n")

@@ -141,7 +141,8 @@ def test_the_container_is_the_one_that_compose_describes(case: Case, name: str) 
 
 @pytest.mark.parametrize("name", ["engine", "gateway"])
 def test_the_environment_is_composes_and_no_service_of_the_cluster_gets_into_it(case: Case, name: str) -> None:
-    told = {"GATEWAY_DISCOVERY": "engine.kube-test.svc.cluster.local"} if name == "gateway" else {}
+    found_by = {"GATEWAY_TASKS": "on", "GATEWAY_TASKS_BEFORE": "", "GATEWAY_TASKS_BEHIND": ".kube-test.svc.cluster.local"}
+    told = found_by if name == "gateway" else {}
     found = case.one("ConfigMap", f"{name}-env")
     assert found["data"] == {key: str(value) for key, value in case.compose["services"][name]["environment"].items()} | told
     assert found["immutable"] is True
@@ -325,7 +326,7 @@ def test_the_gateway_finds_engines_behind_one_name_as_they_come_and_go(site: Sit
     chosen = settings.load("cpu", [], [f"GATEWAY_API_KEYS_FILE={tmp_path}/keys", "ENGINE_MODEL=/opt/bundle/selftest-model"], environ={})
     kubernetesfiles.write(chosen, tmp_path / "out")
     data = Case(out=tmp_path / "out", settings=chosen, compose={}).one("ConfigMap", "gateway-env")["data"]
-    name = data["GATEWAY_DISCOVERY"]
+    name = "engine.vllm.svc.cluster.local"
     for number in (1, 2):
         site.start_engine("--network-alias", name, service=f"pod-{number}")
     door = site.open(keys=f"{KEY}\n", models="fake engine\n", environment=data)

@@ -21,7 +21,7 @@ from bundle.service.deployment import ENGINE, GATEWAY
 Object = dict[str, Any]
 
 CLUSTER_DOMAIN = "cluster.local"
-"""HAProxy asks for whole names. A cluster of another domain: GATEWAY_DISCOVERY in the ConfigMap of the gateway."""
+"""HAProxy asks for whole names. A cluster of another domain: GATEWAY_TASKS_BEHIND in the ConfigMap of the gateway."""
 GPU = "nvidia.com/gpu"
 API_KEYS, TLS = "gateway-api-keys", "gateway-tls"
 """The Secrets that the operator makes, each with one key."""
@@ -71,7 +71,8 @@ class _Made:
     def environment(self) -> dict[str, str]:
         """What Compose puts into the container; the gateway learns where the engines are."""
         own = {key: str(value) for key, value in self.service["environment"].items()}
-        return own | ({"GATEWAY_DISCOVERY": f"{ENGINE}.{self.namespace}.svc.{CLUSTER_DOMAIN}"} if self.name == GATEWAY else {})
+        found_by = {"GATEWAY_TASKS": "on", "GATEWAY_TASKS_BEFORE": "", "GATEWAY_TASKS_BEHIND": f".{self.namespace}.svc.{CLUSTER_DOMAIN}"}
+        return own | (found_by if self.name == GATEWAY else {})
 
 
 def manifests(settings: Settings, folders: Mapping[str, int]) -> dict[str, list[Object]]:
