@@ -255,7 +255,7 @@ def _replicas(values: _Values) -> Iterator[Finding]:
                "Name as many, or leave it empty for the first ones.", "error")
     if len(set(gpus)) < len(gpus):
         yield "HOST_GPUS", "names a GPU twice, and each engine takes most of its GPU's memory. Name each once.", "error"
-    if values["HOST_ACCELERATOR"] and (gpus or (replicas or 1) > 1):
+    if values["HOST_ACCELERATOR"] == "cuda-cdi" and (gpus or (replicas or 1) > 1):
         yield "HOST_ACCELERATOR", "gives an engine all GPUs, and HOST_GPUS or HOST_REPLICAS divide them. Leave one of the two out.", "error"
 
 
