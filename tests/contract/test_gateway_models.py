@@ -148,6 +148,13 @@ def test_the_list_of_models_holds_all_of_them(both: Door, alone: Door) -> None:
     assert names(alone) == ["fake"]
 
 
+@pytest.mark.parametrize(("path", "model"), [("/metrics", "fake"), ("/metrics/engine", "fake"), ("/metrics/engine-b", "other")])
+def test_the_metrics_of_every_model_can_be_read(both: Door, path: str, model: str) -> None:
+    reply = both.ask("GET", path)
+    assert reply.status == 200
+    assert f'model_name="{model}"'.encode() in reply.body
+
+
 def test_a_model_that_is_down_leaves_the_list_and_the_other_serves(own: Site) -> None:
     own.start_engine(service="engine-b", model="other")
     door = ready(own.open(models=ROUTES, environment=TWO), "engine-b")

@@ -9,12 +9,13 @@ from statistics import median
 
 from bundle.base import files
 from bundle.base.errors import BundleError
-from bundle.bench import recommend, roofline, runner, startphases, statistics
+from bundle.bench import answers, recommend, roofline, runner, startphases, statistics
 from bundle.bench.matrix import TOGETHER
 from bundle.bench.rundata import (
     NOT_MEASURED,
     RESULT,
     RUN,
+    AnswersData,
     CellResult,
     ColdAndWarm,
     Distance,
@@ -54,6 +55,9 @@ def analyse(run_dir: Path) -> Recommended:
     control = cells[run["control"]]
     found: dict[str, CellResult] = {
         name: {**run["cells"][name], **cell.found(), "output_check": _same_answers(cell, control)} for name, cell in cells.items()}
+    for name, cell in cells.items():
+        if (own := cell.answers) and (theirs := control.answers):
+            found[name]["answers"] = answers.compared(own, theirs)
     wrong = [name for name, cell in found.items() if cell["output_check"]["verdict"] == "different"]
     found_all: Result = {
         **run, "finished": max((sample["at"] + sample["seconds"] for leg in legs for sample in leg["samples"]), default=run["started"]),
@@ -78,6 +82,11 @@ class _Cell:
     run: Run
     name: str
     legs: Sequence[LegData]
+
+    @property
+    def answers(self) -> AnswersData | None:
+        """Of its first start that was asked for them."""
+        return next((leg["answers"] for leg in self.legs if "answers" in leg), None)
 
     @property
     def complete(self) -> bool:

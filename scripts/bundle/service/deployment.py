@@ -22,7 +22,7 @@ from bundle.base import files, shell
 from bundle.base.clock import Clock
 from bundle.base.errors import BundleError, PrerequisiteError
 from bundle.config import envfile
-from bundle.config.keys import MODELS
+from bundle.config.keys import MODELS, engines
 from bundle.config.settings import Settings
 from bundle.machine import daemon
 
@@ -146,6 +146,9 @@ class Deployment:
         written = {"GATEWAY_BACKENDS": " ".join(MODELS[:len(models)]), "GATEWAY_MODELS_FILE": str(self._file(_ROUTES))}
         found = {_ROUTES: "".join(f"{name} {service}{_PRIORITY if each.value('ENGINE_SCHEDULING_POLICY') == 'priority' else ''}\n"
                                   for service, each in zip(MODELS, models, strict=False) for name in each.model_names)}
+        if first.value("MONITORING_ENGINES"):
+            there = (name for service, each in zip(MODELS, models, strict=False) for name in engines(service, each.replicas))
+            written["MONITORING_ENGINES"] = " ".join(there)
         for service, each in zip(MODELS, (first.overridden(written, "the models that are served"), *further), strict=False):
             own = self._file(_engine_env(service))
             name = own.relative_to(ROOT) if self.home == ROOT and self.state == STATE else own
