@@ -87,7 +87,8 @@ class Stack:
     @contextmanager
     def asked(self, *, clients: int = 8, rest_s: float = 0.1 if STAND_IN else 2.0, node: Node | None = None) -> Iterator[Tally]:
         """Clients on the wire that ask the gateway of a node while the block runs; they rest, for a start needs the processors that answers need."""
-        with self.cluster.on_wire(), keep_asking(self.url_of(node or self.manager), clients, key=KEY, rest_s=rest_s, tokens=24) as tally:
+        with self.cluster.on_wire(), keep_asking(self.url_of(node or self.manager), clients, key=KEY, rest_s=rest_s, tokens=24,
+                                                          spread=True) as tally:
             yield tally
 
     def answers(self, node: Node | None = None) -> bool:

@@ -79,9 +79,16 @@ def images(_: Settings) -> object:
 
 @pytest.mark.parametrize(("sets", "said"), [
     ((), "ENGINE_ENFORCE_EAGER=true (env/cpu.env:"), (("ENGINE_ENFORCE_EAGER=false",), "TORCHDYNAMO_DISABLE=1 (env/cpu.env:")])
-def test_a_cpu_profile_that_compiles_nothing_has_nothing_to_warm_and_nothing_is_started(sets: tuple[str, ...], said: str) -> None:
-    done = verbs.call("warm", "--profile", "cpu", *(word for each in sets for word in ("--set", each)))
-    assert (done.returncode, done.stdout.startswith(f"nothing to warm: {said}")) == (0, True), done
+def test_a_cpu_profile_that_compiles_nothing_has_nothing_to_warm_and_nothing_is_started(sets: tuple[str, ...], said: str, state: Path) -> None:
+    warmed = warm.warm(load("cpu", "ENGINE_MODEL=/opt/bundle/selftest-model", *sets), Running(state=state), ensure_images=images)
+    assert (warmed.seconds, warmed.why_not.startswith(said)) == (0, True)
+    assert not list(state.iterdir()), "not even a lock"
+
+
+def test_the_verb_says_that_there_is_nothing_to_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm, "warm", lambda chosen: warm.Warmed(model="m", seconds=0, why_not=warm.nothing_to_warm(chosen)))
+    done = verbs.call("warm", "--profile", "cpu")
+    assert (done.returncode, done.stdout.startswith("nothing to warm: ENGINE_ENFORCE_EAGER=true (env/cpu.env:")) == (0, True), done
 
 
 @pytest.mark.parametrize(("written", "sets", "shared"), [
