@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import json
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -184,16 +183,16 @@ class Cluster:
         self._holder.wait()
         assert self._holder.stdin
         self._holder.stdin.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _ok("rm", "-rf", str(self.folder))
 
 
 def _remove_stale() -> None:
     """What a run that was killed has left: its processes have ended with it, and its disks have not."""
     for folder in PLACE.glob(f"{PREFIX}*"):
         if not Path(f"/proc/{folder.name.removeprefix(PREFIX).partition('-')[0]}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            _ok("rm", "-rf", str(folder))
 
 
 def _ok(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"

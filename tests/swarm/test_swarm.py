@@ -114,6 +114,7 @@ def test_a_scaled_up_service_gets_requests_and_loses_none(stack: Stack) -> None:
 
 def test_an_update_drains_through_the_gateway_and_loses_none(stack: Stack) -> None:
     """Another setting, by the documented way: the env files, make swarm, deploy."""
+    stack.two_apart()
     stack.write("HOST_REPLICAS=2", "ENGINE_MAX_NUM_SEQS=12")
     before = {stack.container(node, "engine") for node in stack.cluster.nodes}
     with stack.asked() as tally:
@@ -126,6 +127,7 @@ def test_an_update_drains_through_the_gateway_and_loses_none(stack: Stack) -> No
 
 
 def test_an_engine_that_is_killed_costs_only_streams_that_have_begun_on_it(stack: Stack) -> None:
+    stack.two_apart()
     node = stack.cluster.nodes[1]
     killed = stack.container(node, "engine")
     with stack.asked() as tally:
@@ -133,12 +135,13 @@ def test_an_engine_that_is_killed_costs_only_streams_that_have_begun_on_it(stack
         node.kill_process(killed, "vllm.entrypoints.cli.main")
         wait_for("it is replaced", lambda: node.docker("ps", "--quiet", "--filter", f"id={killed}").stdout == "", 60)
         recovery = wait_for("the other one answers", lambda: sum(at > since for at in tally.right_at) >= 8, 120)
-        stack.wait_for_engines(2)
     only_begun_streams_broke(tally)
     record("an engine killed (SIGKILL)", "who has no answer yet gets it from the other one; begun streams break visibly", tally, recovery, file=FILE)
 
 
+@pytest.mark.long
 def test_a_broken_image_goes_back_by_itself(stack: Stack) -> None:
+    stack.two_apart()
     image = stack.tasks("engine")[0]["image"]
     for node in stack.cluster.nodes:
         made = node.docker("create", "--network", "none", image).stdout.strip()
@@ -157,6 +160,7 @@ def test_a_broken_image_goes_back_by_itself(stack: Stack) -> None:
 
 @pytest.mark.long
 def test_a_link_that_is_lost_and_healed_costs_only_streams_that_have_begun(stack: Stack) -> None:
+    stack.two_apart()
     other = stack.cluster.nodes[1]
     with stack.asked() as tally:
         time.sleep(5)
@@ -174,6 +178,7 @@ def test_a_link_that_is_lost_and_healed_costs_only_streams_that_have_begun(stack
 
 @pytest.mark.long
 def test_a_node_that_is_lost_costs_only_streams_that_have_begun_on_it(stack: Stack) -> None:
+    stack.two_apart()
     other = stack.cluster.nodes[1]
     with stack.asked() as tally:
         time.sleep(5)
@@ -207,6 +212,7 @@ def test_a_gateway_that_moves_loses_none_of_who_moves_with_it(stack: Stack) -> N
 
 
 def test_a_scaled_down_service_loses_none(stack: Stack) -> None:
+    stack.two_apart()
     with stack.asked() as tally:
         stack.manager.docker("service", "scale", "--detach", f"{NAME}_engine=1")
         seconds = stack.wait_for_engines(1)
@@ -223,7 +229,7 @@ def test_every_stack_that_is_written_is_one_that_swarm_takes(stack: Stack, tmp_p
                                                              services: Mapping[str, int]) -> None:
     own = Stack(cluster=stack.cluster, folder=tmp_path / "stack", keys=stack.keys)
     absent = f"IMAGE_ENGINE=vllm-bundle/engine:{'cuda' if 'HOST_GPU_COUNT=2' in sets else 'cpu'}-absent"  # nothing of it is to start
-    own.write("GATEWAY_BIND=0.0.0.0", absent, *sets, profile=profile)
+    own.write("GATEWAY_BIND=0.0.0.0", "HOST_PROJECT=other", absent, *sets, profile=profile)
     own.deploy(name="other")
     try:
         listed = stack.manager.docker("stack", "services", "other", "--format", "{{.Name}} {{.Replicas}}").stdout.split("\n")
