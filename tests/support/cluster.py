@@ -145,8 +145,9 @@ class Cluster:
         _remove_stale()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=PLACE))
         self._holder, self.wire = _unshared(["--net"], ["sleep", "infinity"], {}, self.folder / "wire.log")
-        with self.on_wire():
-            _ok("sh", "-c", "ip link set lo up && ip link add br0 type bridge && ip link set br0 up && ip addr add 10.99.0.254/24 dev br0")
+        with self.on_wire():  # an address of its own: else it has one of its ports', and who knew it is not heard when that port goes
+            _ok("sh", "-c", "ip link set lo up && ip link add br0 address 02:00:0a:63:00:fe type bridge && ip link set br0 up"
+                            " && ip addr add 10.99.0.254/24 dev br0")
         self.nodes = [Node(self, number) for number in range(1, count + 1)]
 
     def copy_images(self, images: Sequence[str]) -> None:
