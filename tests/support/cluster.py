@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import json
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -146,8 +145,9 @@ class Cluster:
         _remove_stale()
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=PLACE))
         self._holder, self.wire = _unshared(["--net"], ["sleep", "infinity"], {}, self.folder / "wire.log")
-        with self.on_wire():
-            _ok("sh", "-c", "ip link set lo up && ip link add br0 type bridge && ip link set br0 up && ip addr add 10.99.0.254/24 dev br0")
+        with self.on_wire():  # an address of its own: else it has one of its ports', and who knew it is not heard when that port goes
+            _ok("sh", "-c", "ip link set lo up && ip link add br0 address 02:00:0a:63:00:fe type bridge && ip link set br0 up"
+                            " && ip addr add 10.99.0.254/24 dev br0")
         self.nodes = [Node(self, number) for number in range(1, count + 1)]
 
     def copy_images(self, images: Sequence[str]) -> None:
@@ -184,16 +184,16 @@ class Cluster:
         self._holder.wait()
         assert self._holder.stdin
         self._holder.stdin.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        _ok("rm", "-rf", str(self.folder))
 
 
 def _remove_stale() -> None:
     """What a run that was killed has left: its processes have ended with it, and its disks have not."""
     for folder in PLACE.glob(f"{PREFIX}*"):
         if not Path(f"/proc/{folder.name.removeprefix(PREFIX).partition('-')[0]}").exists():
-            shutil.rmtree(folder, ignore_errors=True)
+            _ok("rm", "-rf", str(folder))
 
 
 def _ok(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"

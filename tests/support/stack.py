@@ -71,6 +71,14 @@ class Stack:
         """Seconds until so many run, and no other is wanted."""
         return wait_for(f"{count} engines run", lambda: [row["state"] for row in self.tasks("engine")] == ["running"] * count, START_S, 1)
 
+    def two_apart(self) -> None:
+        """One engine on each node, whatever was before: Swarm moves no task back by itself."""
+        if len({row["node"] for row in self.tasks("engine") if row["state"] == "running"}) < 2:
+            for count in (1, 2):
+                self.manager.docker("service", "scale", "--detach", f"{NAME}_engine={count}")
+                self.wait_for_engines(count)
+        assert {row["node"] for row in self.tasks("engine")} == {node.name for node in self.cluster.nodes}
+
     def update_state(self) -> str:
         """How the engines' last update goes, as Swarm says it."""
         spec = self.manager.docker("service", "inspect", f"{NAME}_engine", "--format", "{{json .UpdateStatus}}").stdout

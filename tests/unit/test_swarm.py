@@ -55,6 +55,7 @@ def test_an_engine_keeps_its_limits_and_its_hardening_in_swarms_words(keys: Path
     made = stack(resolved(keys), absent=["/none"])["services"]["engine"]
     assert made["deploy"]["resources"] == {"limits": {"memory": "8589934592", "pids": 1024}, "reservations": {"memory": "8589934592"}}
     assert made["deploy"]["restart_policy"]["condition"] == "any"
+    assert made["deploy"]["update_config"] == {"parallelism": 1, "order": "stop-first", "monitor": "20s", "failure_action": "rollback"}
     assert made["volumes"] == [{"type": "tmpfs", "target": "/dev/shm", "tmpfs": {"size": 2**30}},
                                {"type": "tmpfs", "target": "/tmp", "tmpfs": {"size": 2**30}},
                                {"type": "volume", "source": "cache", "target": "/cache"},
