@@ -34,7 +34,8 @@ def specifications() -> list[Any]:
     torch, aot = importlib.import_module("torch"), importlib.import_module("flashinfer.aot")
     found = [aot.gen_sampling_module()]
     for kept in (torch.bfloat16, torch.float8_e4m3fn):
-        found += aot.gen_fa2(dtype_qo=torch.bfloat16, dtype_kv=kept, head_dim_qk=128, head_dim_vo=128, use_sliding_window=False, use_logits_soft_cap=False)
+        found += aot.gen_fa2(dtype_qo=torch.bfloat16, dtype_kv=kept, head_dim_qk=128, head_dim_vo=128, use_sliding_window=False,
+                             use_logits_soft_cap=False)
     return found
 
 
