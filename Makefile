@@ -17,10 +17,10 @@ export SET
 sets := $(if $(SET),--set-all "$$SET")
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project) $(if $(MONITORING),--set 'HOST_MONITORING=$(MONITORING)')
 
-.PHONY: help up down restart roll rollback keys logs status top report check doctor build smoke soak bench bench-apply bench-compare fit profiles optimizations model handoff receive test lint lock
+.PHONY: help up down restart warm roll rollback keys logs status top report check doctor build smoke soak bench bench-apply bench-compare fit profiles optimizations model handoff swarm receive k8s test lint lock
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up:  ## check everything, build what is missing, start, and wait until the model answers
 	@$(PYTHON) scripts/up.py $(deployment) $(json)
@@ -30,6 +30,9 @@ down:  ## drain and stop (VOLUMES=1 removes the cache too)
 
 restart:  ## drain and restart the engines, one after another
 	@$(PYTHON) scripts/restart.py $(project)
+
+warm:  ## fill the engine's caches (compiled kernels, graphs) by a start that serves nobody; refuses where the card is in use
+	@$(PYTHON) scripts/warm.py $(deployment) $(json)
 
 roll:  ## replace every engine, one after another, without a gap (HOST_REPLICAS=2 or more)
 	@$(PYTHON) scripts/roll.py $(deployment) $(json)
@@ -43,8 +46,8 @@ keys:  ## the API keys by name; ADD=name makes one (METRICS_ONLY=1: for /metrics
 logs:  ## follow what the services print (REQUEST=id: all that they printed about one request)
 	@$(PYTHON) scripts/logs.py $(project) $(if $(REQUEST),--request '$(REQUEST)')
 
-status:  ## one table of what runs
-	@$(PYTHON) scripts/status.py $(project) $(json)
+status:  ## one table of what runs (STACK=name: of a Swarm stack)
+	@$(PYTHON) scripts/status.py $(if $(STACK),--stack '$(STACK)',$(project)) $(json)
 
 top:  ## live: requests, tokens/s, latencies of the last minute, KV cache, GPU (ONCE=1: one picture)
 	@$(PYTHON) scripts/top.py $(project) $(if $(ONCE),--once) $(json)
@@ -61,8 +64,8 @@ doctor:  ## can this host run it? read-only
 build:  ## the images that the profile needs (FORCE=1: anew, with the distribution's updates)
 	@$(PYTHON) scripts/build.py $(deployment) $(if $(FORCE),--force) $(json)
 
-smoke:  ## does the running service answer as an API client expects?
-	@$(PYTHON) scripts/smoke.py $(project) $(json)
+smoke:  ## does the running service answer as an API client expects? (URL=http://HOST:PORT KEY_FILE=: any other)
+	@$(PYTHON) scripts/smoke.py $(if $(URL),--url '$(URL)' $(if $(KEY_FILE),--api-key-file '$(KEY_FILE)') $(if $(CA_FILE),--ca-file '$(CA_FILE)'),$(project)) $(json)
 
 soak:  ## use the running service for long, in every way at once: does anything grow, slow down or go wrong? (MINUTES=10 CLIENTS=8)
 	@$(PYTHON) scripts/soak.py $(project) $(if $(MINUTES),--minutes '$(MINUTES)') $(if $(CLIENTS),--clients '$(CLIENTS)') $(json)
@@ -98,13 +101,20 @@ model:  ## fetch a model (NAME=org/model) or check a local one (FROM=dir); WRITE
 handoff:  ## one folder or archive that runs the profile elsewhere with Docker alone (OUT=dir or file.tar.gz, WITH_IMAGES=1)
 	@$(PYTHON) scripts/handoff.py $(deployment) $(gpu) $(if $(OUT),--out '$(OUT)') $(if $(WITH_IMAGES),--with-images) $(json)
 
+swarm:  ## a stack for Docker Swarm from the same env files, and the page of commands (OUT=dir)
+	@$(PYTHON) scripts/swarm.py $(deployment) $(gpu) $(if $(OUT),--out '$(OUT)') $(json)
+
 receive:  ## verify a handoff, load its images, check this host and start it (FILE=, INTO=, NO_START=1, ACCEPT_COMPOSE=1, SET="MODEL_DIR=…")
 	@$(PYTHON) scripts/receive.py $(if $(FILE),'$(FILE)') $(if $(INTO),--into '$(INTO)') $(sets) $(project) \
 	  $(if $(ACCEPT_COMPOSE),--accept-compose) $(if $(NO_START),--no-start) $(json)
 
+k8s:  ## Kubernetes manifests of the profile (OUT=dir GPU=rtx-5090), never run on a cluster
+	@$(PYTHON) scripts/k8s.py $(deployment) $(gpu) $(if $(OUT),--out '$(OUT)') $(json)
+
 test: lint  ## everything that CI holds, against real Docker and real vLLM on the CPU
 	@.venv/bin/python -m pytest --numprocesses 4 tests/unit tests/process
 	@.venv/bin/python -m pytest tests/contract tests/e2e tests/fault
+	@.venv/bin/python -m pytest tests/swarm -m 'not long'
 	@.venv/bin/python -m pytest tests/bench
 
 lint:  ## ruff, mypy --strict, import-linter, yamllint, shellcheck, hadolint

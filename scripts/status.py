@@ -2,8 +2,9 @@
 was computed twice, and what its start found beside the estimate.
 
 usage: python scripts/status.py [--project NAME] [--json]
+       python scripts/status.py --stack NAME [--json]        what `make swarm` made: a row for each task. Ask a manager
 
-Exit codes: 0 all healthy, 5 something is not (or nothing is up).
+Exit codes: 0 all healthy, 5 something is not (or nothing is up), 3 with --stack: no manager answers.
 """
 
 import sys
@@ -23,8 +24,11 @@ def main(argv: Sequence[str]) -> int:
 
     parser = cli.parser(__doc__)
     cli.add_project(parser)
+    parser.add_argument("--stack", metavar="NAME", help="a stack of Docker Swarm")
     cli.add_json(parser)
     options = parser.parse_args(argv)
+    if options.stack:
+        return _of_stack(options.stack, as_json=options.json)
     project = options.project or DEFAULT_PROJECT
     deployment = Deployment(project=project)
     rows, base_url = status.read(deployment), status.base_url(deployment)
@@ -41,6 +45,23 @@ def main(argv: Sequence[str]) -> int:
     if not rows:
         raise CheckFailedError(f"nothing is up in project {project}", fix="make up")
     return 0 if all(r["state"] == "running" and r["health"] == "healthy" for r in rows) else CheckFailedError.exit_code
+
+
+def _of_stack(name: str, *, as_json: bool) -> int:
+    from bundle.base import console
+    from bundle.base.errors import CheckFailedError
+    from bundle.swarm import status
+
+    rows, updates = status.read(name)
+    if as_json:
+        console.emit_json({"stack": name, "tasks": [asdict(row) for row in rows], "updates": updates})
+    elif rows:
+        console.table(status.COLUMNS, [row.cells for row in rows])
+        for line in updates:
+            console.warn(line)
+    if not rows:
+        raise CheckFailedError(f"there is no stack {name}", fix="make swarm OUT=dir; the README.md in it says how to deploy")
+    return 0 if all(row.is_well for row in rows) else CheckFailedError.exit_code
 
 
 if __name__ == "__main__":

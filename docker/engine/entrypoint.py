@@ -63,6 +63,9 @@ STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HUNG = 0
 """Stands among the signals, of which none has this number: the watch wants the engine ended."""
 HUNG_CODE = 75
+LEAVE_S = 3.0
+"""How long an engine that is asked to stop still takes requests while it tells a gateway, by GET /ready, to send no more: vLLM refuses new ones (500)
+from its SIGTERM on. A gateway hears it within 1.5 s (docker/gateway/haproxy.cfg: inter, fastinter, fall)."""
 LOADING_STOP_S = 3
 """How long an engine that is still loading may take to stop. It has nothing to drain, and vLLM loses a SIGTERM that comes while it loads."""
 
@@ -405,6 +408,7 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], health: He
     """Run the engine to its end, and return the exit code that says how it ended."""
     asked: list[signal.Signals] = []
     hung: list[str] = []
+    stop_at: float | None = None
     kill_at: float | None = None
     started, error = time.monotonic(), LastError()
     # Every signal stands in this pipe until it is dealt with. A handler that acts by itself would lose the one that comes right before a wait.
@@ -427,9 +431,14 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], health: He
 
     watchdog = health.watch(engine.pid, end)
     while (code := engine.poll()) is None:
-        if not select.select([signals], [], [], None if kill_at is None else max(0.0, kill_at - time.monotonic()))[0]:
-            engine.kill()
-            kill_at = None
+        due = min(filter(None, (stop_at, kill_at)), default=None)
+        if not select.select([signals], [], [], None if due is None else max(0.0, due - time.monotonic()))[0]:
+            if due == stop_at:
+                engine.send_signal(signal.SIGTERM)
+                stop_at = None
+            else:
+                engine.kill()
+                kill_at = None
             continue
         told = os.read(signals, 4096)
         if HUNG in told and not asked:
@@ -439,6 +448,11 @@ def supervise(command: Sequence[str], environment: Mapping[str, str], health: He
             watchdog.stop()
             if kill_at is None and not error.answering:
                 kill_at = time.monotonic() + LOADING_STOP_S
+            if error.answering and len(asked) == 1 and watchdog.is_asked():  # who asks twice does not want to wait
+                say(f"asked to stop ({stop.name}): the gateway is told, and requests are still taken for {LEAVE_S:g} s")
+                stop_at = time.monotonic() + LEAVE_S
+                continue
+            stop_at = None
             # vLLM knows no SIGHUP and would leave its core behind: a terminal that closes is a request to stop like any other.
             engine.send_signal(signal.SIGTERM if stop == signal.SIGHUP else stop)
     for number in STOPS:

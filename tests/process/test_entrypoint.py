@@ -24,6 +24,7 @@ from bundle.bench.proctree import Tree
 from bundle.fit import estimation
 from bundle.machine import devices
 from support.entrypoint import load_entrypoint
+from support.project import free_port, wait_until
 
 ENTRYPOINT = ROOT / "docker" / "engine" / "entrypoint.py"
 FLAGS = {
@@ -373,6 +374,53 @@ def test_a_stop_that_was_asked_for_reaches_the_engine_and_is_a_clean_end(pod: Po
     assert process.returncode == 0
     assert output == f"got {received}\n".encode()
     assert last_line(errors).startswith(f"entrypoint: the engine was asked to stop ({sent.name}) and ended with code 0 after ")
+
+
+def own_address() -> str:
+    """An address of this host that is none of the loopback's; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))
+        return str(probe.getsockname()[0])
+
+
+def ask_ready(address: str, port: int) -> str:
+    with socket.create_connection((address, port), 10) as connection:
+        connection.sendall(b"GET /ready HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n")
+        return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_gateway_that_asks_is_told_before_the_engine_stops_to_take_requests(pod: Pod, asked: bool) -> None:
+    pod.install(WAITS.replace("EXIT", "sys.exit(0)").replace("up\\n", "INFO: Application startup complete.\\nup\\n"))
+    port = free_port()
+    process = pod.start(HEALTH_PORT=str(port))
+    read_until(process, b"up\n")
+    ask_ready(own_address() if asked else "127.0.0.1", port)  # Docker's own check asks from inside
+    began = time.monotonic()
+    process.terminate()
+    if asked:
+        wait_until(lambda: "the engine is stopping" in ask_ready(own_address(), port), deadline_s=2, what="the gateway is told")
+        assert process.stdout
+        assert not select.select([process.stdout], [], [], 0)[0], "the engine knows nothing of it yet"
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, b"got SIGTERM\n")
+    assert (time.monotonic() - began >= 3) == asked
+    assert (b"asked to stop (SIGTERM): the gateway is told, and requests are still taken for 3 s" in errors) == asked
+
+
+def test_who_asks_twice_to_stop_does_not_wait_for_the_gateway(pod: Pod) -> None:
+    pod.install(WAITS.replace("EXIT", "sys.exit(0)").replace("up\\n", "INFO: Application startup complete.\\nup\\n"))
+    port = free_port()
+    process = pod.start(HEALTH_PORT=str(port))
+    read_until(process, b"up\n")
+    ask_ready(own_address(), port)
+    process.terminate()
+    wait_until(lambda: "the engine is stopping" in ask_ready(own_address(), port), deadline_s=10, what="the gateway is told")
+    began = time.monotonic()
+    process.terminate()
+    process.communicate(timeout=30)
+    assert time.monotonic() - began < 2
+    assert process.returncode == 0
 
 
 def test_an_engine_that_fails_while_it_stops_is_no_clean_end(pod: Pod) -> None:

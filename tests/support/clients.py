@@ -8,6 +8,7 @@ lost            neither, within the time that a client waits
 
 import http.client
 import json
+import secrets
 import threading
 import time
 from collections import Counter
@@ -36,11 +37,13 @@ class Tally:
         return sum(self.outcomes.values())
 
 
-def ask(url: str, tally: Tally, *, key: str = "", stream: bool = False, tokens: int = 16, wait_s: float = WAIT_S) -> str:
-    """One completion through the gateway at `url`; its outcome, which is noted too."""
+def ask(url: str, tally: Tally, *, key: str = "", stream: bool = False, tokens: int = 16, wait_s: float = WAIT_S, session: str = "") -> str:
+    """One completion through the gateway at `url`; its outcome, which is noted too. Requests of one `session`, and all that have none, are answered
+    by one engine while it serves."""
     target = urlsplit(url)
     connection = http.client.HTTPConnection(target.hostname or "", target.port, timeout=wait_s)
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {}) \
+        | ({"X-Session-Id": session} if session else {})
     body = {"model": "selftest", "prompt": "1", "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": stream}
     if stream:
         body["stream_options"] = {"include_usage": True}
@@ -91,14 +94,15 @@ def _tokens(data: bytes, stream: bool) -> int:
 
 
 @contextmanager
-def keep_asking(url: str, clients: int, *, key: str = "", tokens: int = 16, rest_s: float = 0, pause_s: float = 0.05) -> Iterator[Tally]:
-    """While the block runs, so many clients ask, every other one for streams, and again `rest_s` after an answer. The tally is whole
-    once the block has ended."""
+def keep_asking(url: str, clients: int, *, key: str = "", tokens: int = 16, rest_s: float = 0, pause_s: float = 0.05,
+                spread: bool = False) -> Iterator[Tally]:
+    """While the block runs, so many clients ask, every other one for streams, and again `rest_s` after an answer; `spread`: each request of a session
+    of its own. The tally is whole once the block has ended."""
     tally, over = Tally(), threading.Event()
 
     def client(number: int) -> None:
         while not over.is_set():
-            outcome = ask(url, tally, key=key, stream=number % 2 == 0, tokens=tokens)
+            outcome = ask(url, tally, key=key, stream=number % 2 == 0, tokens=tokens, session=secrets.token_hex(8) if spread else "")
             over.wait(rest_s if outcome == "right" else pause_s)
 
     with ThreadPoolExecutor(max_workers=clients) as pool:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from bundle import ROOT
 from support.clients import Tally
@@ -25,8 +26,8 @@ class Fault:
     recovery_s: float | None
 
 
-def record(fault: str, promise: str, tally: Tally | Load | None = None, recovery_s: float | None = None) -> Fault:
-    """Keep one record in place of an earlier one of the same fault. A Load's requests are right or refused in form (its test sees to that)."""
+def record(fault: str, promise: str, tally: Tally | Load | None = None, recovery_s: float | None = None, *, file: Path = FILE) -> Fault:
+    """Keep one record in `file`, in place of an earlier one of the same fault. A Load's requests are right or refused: its test sees to it."""
     tally = tally or Tally()
     right, refused = (tally.seen["right"], tally.seen["refused"]) if isinstance(tally, Load) else \
         (tally.outcomes["right"], tally.outcomes["failed in form"])
@@ -34,9 +35,9 @@ def record(fault: str, promise: str, tally: Tally | Load | None = None, recovery
     found = Fault(fault=fault, promise=promise, sent=tally.sent, right=right, wrong=tally.sent - right - refused - lost, failed_in_form=refused,
                   lost=lost, recovery_s=None if recovery_s is None else round(recovery_s, 1))
     try:
-        kept = [one for one in json.loads(FILE.read_text(encoding="utf-8")) if one["fault"] != fault]
+        kept = [one for one in json.loads(file.read_text(encoding="utf-8")) if one["fault"] != fault]
     except (OSError, ValueError):
         kept = []
-    FILE.parent.mkdir(exist_ok=True)
-    FILE.write_text(json.dumps([*kept, asdict(found)], indent=1) + "\n", encoding="utf-8")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps([*kept, asdict(found)], indent=1) + "\n", encoding="utf-8")
     return found

@@ -2,8 +2,9 @@
 
     PYTHONPATH=scripts:tests .venv/bin/python tests/support/rivals.py LITELLM VLLM_ROUTER > reports/published/DATE-gateway/rivals.json
 
-The arguments are the commands of two virtual environments (`pip install 'litellm[proxy]'`, `pip install vllm-router`); nginx is the distribution's. Each
-runs as its documentation says for this job, with one worker process per core where it has workers. The bundle's and LiteLLM check the key, the other two do not.
+The arguments are the commands of two virtual environments (`pip install 'litellm[proxy]'`, `pip install vllm-router`); nginx is the distribution's.
+Each runs as its documentation says for this job, with one worker process per core where it has workers. The bundle's and LiteLLM check the key,
+the other two do not.
 """
 
 import json
@@ -23,7 +24,8 @@ NGINX = """
 worker_processes auto; daemon off; pid {folder}/nginx.pid; error_log stderr crit;
 events {{ worker_connections 4096; }}
 http {{
-  access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
+  access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+  uwsgi_temp_path {folder}; scgi_temp_path {folder};
   upstream engine {{ server {engine}; keepalive 128; }}
   server {{ listen 127.0.0.1:{port};
     location / {{ proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }} }}

@@ -82,7 +82,7 @@ HOST_KEYS: dict[str, HostKey] = {
     "HOST_SHM_SIZE": _SIZE_KEY,
     "HOST_STOP_GRACE_S": _int(1, 3600),
     "HOST_READY_TIMEOUT_S": _int(1, 86_400),
-    "HOST_ACCELERATOR": HostKey(choices=("cuda-cdi",)),
+    "HOST_ACCELERATOR": HostKey(choices=("cuda", "cuda-cdi")),
     "HOST_GPU_COUNT": _int(1, 64),
     "HEALTH_STALL_S": _int(10, 86_400),
     "HOST_GPUS": HostKey(kind="gpus"),

@@ -117,6 +117,8 @@ class Deployment:
     """The folder of its compose.yaml: the bundle's own, or a handoff's."""
     state: Path = STATE
     clock: Clock = field(default_factory=Clock)
+    oneoff: bool = False
+    """Its containers are those that `docker compose run` makes, beside those of the services."""
 
     # --- its files
 
@@ -298,7 +300,7 @@ class Deployment:
 
     def _own(self) -> Sequence[Any]:
         # The project's label alone is not enough: Compose puts it on the images that it builds too, and so on whatever runs from them.
-        labels = [f"com.docker.compose.project={self.project}", "com.docker.compose.oneoff=False"]
+        labels = [f"com.docker.compose.project={self.project}", f"com.docker.compose.oneoff={self.oneoff}"]
         with daemon.reachable():
             found: Sequence[Any] = daemon.client().containers.list(all=True, filters={"label": labels}, ignore_removed=True)
         return found
