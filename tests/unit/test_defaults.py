@@ -38,5 +38,5 @@ def test_compose_has_an_engine_and_its_gpus_for_every_replica_that_the_settings_
 def test_the_gateway_has_a_backend_for_every_model_and_in_it_every_replica() -> None:
     text = (ROOT / "docker" / "gateway" / "haproxy.cfg").read_text()
     found = {name: re.findall(r"^    server (\S+) \1:8000$", body, re.MULTILINE)
-             for name, body in re.findall(r"^backend (\S+) from engines\n((?:    .*\n)+)", text, re.MULTILINE)}
+             for name, body in re.findall(r"^backend (\S+) from engines\n((?:(?:    |\.).*\n)+)", text, re.MULTILINE)}
     assert found == {model: [model, *(f"{model}-{number}" for number in range(2, MOST_REPLICAS + 1))] for model in MODELS}
