@@ -17,10 +17,10 @@ export SET
 sets := $(if $(SET),--set-all "$$SET")
 deployment := $(if $(PROFILE),--profile '$(PROFILE)') $(foreach f,$(ENV_FILE),--env-file '$(f)') $(sets) $(project) $(if $(MONITORING),--set 'HOST_MONITORING=$(MONITORING)')
 
-.PHONY: help up down restart roll rollback keys logs status top report check doctor build smoke soak bench bench-apply bench-compare fit profiles optimizations model handoff swarm receive test lint lock
+.PHONY: help up down restart warm roll rollback keys logs status top report check doctor build smoke soak bench bench-apply bench-compare fit profiles optimizations model handoff swarm receive k8s test lint lock
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up:  ## check everything, build what is missing, start, and wait until the model answers
 	@$(PYTHON) scripts/up.py $(deployment) $(json)
@@ -30,6 +30,9 @@ down:  ## drain and stop (VOLUMES=1 removes the cache too)
 
 restart:  ## drain and restart the engines, one after another
 	@$(PYTHON) scripts/restart.py $(project)
+
+warm:  ## fill the engine's caches (compiled kernels, graphs) by a start that serves nobody; refuses where the card is in use
+	@$(PYTHON) scripts/warm.py $(deployment) $(json)
 
 roll:  ## replace every engine, one after another, without a gap (HOST_REPLICAS=2 or more)
 	@$(PYTHON) scripts/roll.py $(deployment) $(json)
@@ -104,6 +107,9 @@ swarm:  ## a stack for Docker Swarm from the same env files, and the page of com
 receive:  ## verify a handoff, load its images, check this host and start it (FILE=, INTO=, NO_START=1, ACCEPT_COMPOSE=1, SET="MODEL_DIR=…")
 	@$(PYTHON) scripts/receive.py $(if $(FILE),'$(FILE)') $(if $(INTO),--into '$(INTO)') $(sets) $(project) \
 	  $(if $(ACCEPT_COMPOSE),--accept-compose) $(if $(NO_START),--no-start) $(json)
+
+k8s:  ## Kubernetes manifests of the profile (OUT=dir GPU=rtx-5090), never run on a cluster
+	@$(PYTHON) scripts/k8s.py $(deployment) $(gpu) $(if $(OUT),--out '$(OUT)') $(json)
 
 test: lint  ## everything that CI holds, against real Docker and real vLLM on the CPU
 	@.venv/bin/python -m pytest --numprocesses 4 tests/unit tests/process

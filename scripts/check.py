@@ -54,6 +54,7 @@ def _several(models: Sequence["Settings"], options: argparse.Namespace) -> int:
 def main(argv: Sequence[str]) -> int:
     from bundle.base import console
     from bundle.choice import profile
+    from bundle.doctor import accelerator
     from bundle.fit import assessment
     from bundle.service import preview
 
@@ -65,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--flatten", metavar="FILE", nargs="?", const="-", help="write the flattened env file (no FILE: to stdout)")
     options = parser.parse_args(argv)
     models = profile.load_all(cli.deployment(options))
+    if not options.gpu:  # that one is another host's
+        models = tuple(accelerator.settled(each) for each in models)
     if len(models) > 1:
         return _several(models, options)
     chosen = models[0]

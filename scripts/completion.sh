@@ -39,7 +39,7 @@ _vllm_bundle() {
         done < <(compgen -W "$words" -- "$word")
         return 0
     fi
-    words=$(sed -n 's/^\([a-z][a-z-]*\):.*## .*/\1/p' Makefile
+    words=$(sed -n 's/^\([a-z][a-z0-9-]*\):.*## .*/\1/p' Makefile
         # shellcheck disable=SC2016  # Makefile's $(…), not the shell's
         grep -o '\$(\(if \|foreach [a-z],\)\?\(\$(\)\?[A-Z_]*' Makefile | sed 's/.*[^A-Z_]//; /^PYTHON$/d; /^MAKEFILE_LIST$/d; /./s/$/=/' | sort -u)
     while IFS= read -r line; do

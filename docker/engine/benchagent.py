@@ -11,6 +11,8 @@ It says {"ready": true, "vllm": …, "torch": …} when all is imported, so that
         not known), `quantiles` (101 points from minimum to maximum), `series` (the engine's gauges, seconds after `at`)
   {"do": "outputs", "base_url", "served_model_name", "prompts": […], "max_tokens": 32}
         {"texts": […]}: what the engine writes at temperature 0, one prompt after the other
+  {"do": "post", "base_url", "path", "bodies": [{…}, …]}
+        {"answers": […]}: the engine's own answer to each body, one after the other
   {"do": "model", "path"}
         {"config": config.json as it is, "weights_bytes": the size of its safetensors files}
 
@@ -91,7 +93,7 @@ def say(answers: int, message: Mapping[str, Any]) -> None:
 
 def answer(line: str, generator: "Generator") -> dict[str, Any]:
     """What one request gets."""
-    verbs: Mapping[str, Callable[..., dict[str, Any]]] = {"load": generator.load, "outputs": outputs, "model": model}
+    verbs: Mapping[str, Callable[..., dict[str, Any]]] = {"load": generator.load, "outputs": outputs, "post": post, "model": model}
     try:
         request = json.loads(line)
         return {"ok": verbs[request.pop("do")](**request)}
@@ -271,17 +273,22 @@ def without_proxy(base_url: str) -> None:
 
 def outputs(*, base_url: str, served_model_name: str, prompts: Sequence[str], max_tokens: int) -> dict[str, Any]:
     """What the engine writes for each prompt at temperature 0. Raises ValueError with what it says instead."""
+    bodies = [{"model": served_model_name, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True} for prompt in prompts]
+    return {"texts": [reply["choices"][0]["text"] for reply in post(base_url=base_url, path="/v1/completions", bodies=bodies)["answers"]]}
+
+
+def post(*, base_url: str, path: str, bodies: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The engine's answer to each body. Raises ValueError with what it says instead."""
     without_proxy(base_url)
-    texts = []
-    for number, prompt in enumerate(prompts, start=1):
-        body = {"model": served_model_name, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
-        request = urllib.request.Request(f"{base_url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    answers = []
+    for number, body in enumerate(bodies, start=1):
+        request = urllib.request.Request(f"{base_url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
         try:
             with urllib.request.urlopen(request, timeout=OUTPUT_LIMIT_S) as reply:
-                texts.append(json.load(reply)["choices"][0]["text"])
+                answers.append(json.load(reply))
         except urllib.error.HTTPError as error:
             raise ValueError(f"prompt {number}: HTTP {error.code}: {error.read(500).decode('utf-8', 'replace')}") from error
-    return {"texts": texts}
+    return {"answers": answers}
 
 
 def model(*, path: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 GET /ready on HEALTH_PORT (8001 in the images; not served where that is not set) answers from memory, in no time: 200 when the engine can
 serve now, 503 with the reason in one line when it cannot. HAProxy takes an engine out by it, healthchecks/ready.py is Docker's.
+GET /live is 200 as long as the watch itself looks, whatever it thinks of the engine, which it ends by itself: for who would end both (Kubernetes).
+POST /drain, from the container itself, makes /ready 503 from then on: healthchecks/drain.py.
 
 /health alone would not do: vLLM answers it with 200 while its core hangs. So the watch looks at the engine's processes every second, asks for
 its health and counters every few seconds, and, while nobody else's request shows that it works, for one token (or what its model gives).
@@ -312,7 +314,7 @@ class Watchdog:
     def __init__(self, watch: Watch, budget: Budget, *, end: Callable[[str], None], say: Callable[[str], None], port: int | None) -> None:
         self._watch, self._budget, self._end, self._say = watch, budget, end, say
         self._verdict, self._looked_at = Verdict(ready=False, text="the engine is loading"), time.monotonic()
-        self._over = threading.Event()
+        self._over, self._leaving = threading.Event(), threading.Event()
         self._asked_at = -ASKED_S
         threading.Thread(target=self._keep_looking, daemon=True, name="watch").start()
         if port is not None:
@@ -322,6 +324,10 @@ class Watchdog:
         """The engine is stopping, because someone asked it to: not ready, and nothing to end any more."""
         self._over.set()
 
+    def drain(self) -> None:
+        """The engine is to get no new requests any more; what it has, it goes on with, and is watched as before."""
+        self._leaving.set()
+
     def is_asked(self) -> bool:
         """Whether somebody outside of the container goes by GET /ready now."""
         return time.monotonic() - self._asked_at < ASKED_S
@@ -330,9 +336,14 @@ class Watchdog:
         """What is to be thought of the engine now."""
         if self._over.is_set():
             return Verdict(ready=False, text="the engine is stopping")
-        if time.monotonic() - self._looked_at > STALE_S:
-            return Verdict(ready=False, text=f"the watch has not looked for {time.monotonic() - self._looked_at:.0f} s")
-        return self._verdict
+        if blind := self.blind():
+            return Verdict(ready=False, text=blind)
+        return Verdict(ready=False, text=f"the engine drains: {self._verdict.text}") if self._leaving.is_set() else self._verdict
+
+    def blind(self) -> str:
+        """That the watch itself no longer looks, so that nobody would end an engine that hangs; "" while it does."""
+        since_s = time.monotonic() - self._looked_at
+        return f"the watch has not looked for {since_s:.0f} s" if since_s > STALE_S and not self._over.is_set() else ""
 
     def _keep_looking(self) -> None:
         hung_at: float | None = None
@@ -365,12 +376,22 @@ class Watchdog:
             wbufsize = -1  # the whole answer at once: HAProxy hangs up when it has read the status
 
             def do_GET(self) -> None:
-                verdict = watchdog.verdict()
+                verdict, blind = watchdog.verdict(), watchdog.blind()
                 if self.path == "/ready" and not ipaddress.ip_address(self.client_address[0]).is_loopback:
                     watchdog._asked_at = time.monotonic()
-                status, text = {"/ready": (200 if verdict.ready else 503, verdict.text),
+                status, text = {"/ready": (200 if verdict.ready else 503, verdict.text), "/live": (503 if blind else 200, blind or "the watch looks"),
                                 "/metrics": (200, "")}.get(self.path, (404, "GET /ready"))
-                body = (exported.text(ready=verdict.ready) if self.path == "/metrics" else f"{text}\n").encode(errors="replace")
+                self._answer(status, exported.text(ready=verdict.ready) if self.path == "/metrics" else f"{text}\n")
+
+            def do_POST(self) -> None:
+                if self.path != "/drain" or not ipaddress.ip_address(self.client_address[0]).is_loopback:
+                    self._answer(404, "GET /ready\n")
+                    return
+                watchdog.drain()
+                self._answer(200, "no new requests\n")
+
+            def _answer(self, status: int, text: str) -> None:
+                body = text.encode(errors="replace")
                 self.send_response(status)
                 self.send_header("Content-Type", "text/plain; charset=utf-8")
                 self.send_header("Content-Length", str(len(body)))

@@ -24,6 +24,8 @@ BOUNDS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 MOST_SERIES = 2000
 CERTIFICATE_S = 600
 """Between two looks at the gateway's certificate."""
+_WATCHING = re.compile(r"/(monitoring/.*|metrics(/.*)?|health|status(\.js)?|panels\.json|uplot\.(js|css))")
+"""What only looks is no traffic: the page asks Prometheus twice a second, and would hide the share of errors. Who has no key for it counts."""
 _TIME = re.compile(rb"\x17\x0d(\d{12})Z|\x18\x0f(\d{14})Z")
 
 
@@ -47,6 +49,8 @@ class Counts:
             status, total, size = int(record["status"]), float(record["total_ms"]) / 1000, int(record["bytes"])
             key = str(record["key"]).partition(" ")[0] or "(none)"
             path = record["path"] if status != 404 else "(unknown)"
+            if _WATCHING.fullmatch(path) and status not in (401, 403):
+                return
             labels = (key, path, str(status), record["server"].strip("<>") or "NOSRV", record["end"])
         except (ValueError, KeyError, TypeError, AttributeError):
             with self.lock:

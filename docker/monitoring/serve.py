@@ -23,12 +23,6 @@ DEFAULTS = {
 WEBHOOK = Path("/run/secrets/monitoring_webhook")
 
 
-def engines(profiles: str, backends: str = "") -> list[str]:
-    """The engines' services: of COMPOSE_PROFILES engine, and engine-N for each replica-N; of GATEWAY_BACKENDS the first one of each further model."""
-    further = [name for name in backends.split() if name != "engine"]
-    return ["engine", *(f"engine-{number}" for number in re.findall(r"\breplica-(\d+)\b", profiles)), *further]
-
-
 def rendered(text: str, values: dict[str, str]) -> str:
     """`text` with every @NAME@ replaced. Raises KeyError where a name has no value."""
     return re.sub(r"@([A-Z0-9_]+)@", lambda found: values[found[1]], text)
@@ -37,7 +31,7 @@ def rendered(text: str, values: dict[str, str]) -> str:
 def render(folder: Path, environ: dict[str, str]) -> None:
     """Write the three files into `folder`."""
     values = {name: environ.get(name) or default for name, default in DEFAULTS.items()}
-    there = engines(environ.get("COMPOSE_PROFILES", ""), environ.get("GATEWAY_BACKENDS", ""))
+    there = (environ.get("MONITORING_ENGINES") or "engine").split()
     values["ENGINES"] = '", "'.join(f"{name}:{values['ENGINE_PORT']}" for name in there)
     values["WATCHES"] = '", "'.join(f"{name}:8001" for name in there)
     values["RECEIVER"] = "webhook" if WEBHOOK.is_file() and WEBHOOK.stat().st_size else "nobody"

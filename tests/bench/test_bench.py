@@ -54,7 +54,9 @@ def measured() -> Iterator[tuple[Path, dict[str, Any], str]]:
         assert f"{kept} starts are done" in said
         yield folder, json.loads(out), said
     finally:
-        begun.kill()
+        if begun.poll() is None:
+            begun.send_signal(signal.SIGINT)  # it takes away what it has started
+            begun.wait(timeout=300)
         shutil.rmtree(folder, ignore_errors=True)
 
 

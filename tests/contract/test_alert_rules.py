@@ -1,5 +1,6 @@
 """Every alert rule fires on what it is for and is quiet on what lies next to it, in Prometheus' own rule tester."""
 
+import json
 import re
 import subprocess
 from functools import cache
@@ -11,6 +12,8 @@ import yaml
 
 from bundle import ROOT
 from bundle.config import settings
+from support import image as engine_image
+from support.promql import unknown
 
 CASES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text())
 RULES = [rule for group in yaml.safe_load((ROOT / "docker/monitoring/rules.yml").read_text())["groups"] for rule in group["rules"]]
@@ -49,6 +52,18 @@ def test_every_rule_has_its_runbook_and_its_case() -> None:
         assert all(rule["annotations"].values())
         assert rule["labels"]["severity"] in ("page", "ticket", "info", "none")
     assert CASES.keys() | {ALWAYS} == {rule["alert"] for rule in RULES}
+
+
+def test_every_metric_of_the_engine_that_is_asked_for_is_in_the_cuda_image_too() -> None:
+    """By that vLLM's own registry. What the CPU image's has, and everything else, is asked of the running engine: tests/e2e/test_monitoring.py."""
+    probe = ROOT / "tests" / "support" / "metrics_probe.py"
+    said = engine_image.answer(settings.load("throughput").image_engine, "/opt/venv/bin/python", "/probe.py", mounts=[(probe, "/probe.py")])
+    there = {name: {*labels, "job", "replica", "instance"} for name, labels in json.loads(said.splitlines()[-1]).items()}
+    panels = json.loads((ROOT / "docker/gateway/page/panels.json").read_text())
+    expressions = [*(one["expr"] for panel in panels["panels"] for one in panel["series"]), *(re.sub(r"@\w+@", "1", rule["expr"]) for rule in RULES)]
+    missing = {each for expression in expressions for each in unknown(expression, there) if each.startswith("vllm:")}
+    assert not missing
+    assert sum("vllm:" in expression for expression in expressions) > 15
 
 
 def test_every_rule_fires_on_what_it_is_for(folder: Path) -> None:

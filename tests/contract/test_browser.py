@@ -1,11 +1,7 @@
 """A page in a real browser asks the gateway from another origin: what it may read, and what its user is spared."""
 
 import json
-import os
 import queue
-import shutil
-import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from support.chromium import browser
 from support.gateway import KEY, Site, operational
 from support.project import free_port, wait_until
 
@@ -69,16 +66,9 @@ def page(port: int, url: str) -> Iterator["queue.Queue[Any]"]:
 
 def opened(tmp_path: Path, port: int, url: str) -> Any:
     """What the page on `port` says once a browser has it open."""
-    browser = shutil.which("chromium-headless-shell") or shutil.which("chromium")
-    assert browser, "no browser here: apt-get install chromium-headless-shell"
-    with page(port, url) as said, subprocess.Popen(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-proxy-server", f"--user-data-dir={tmp_path / 'browser'}",
-             "--remote-debugging-port=0", f"http://127.0.0.1:{port}/"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True) as running:
-        try:
-            return said.get(timeout=120)
-        finally:
-            os.killpg(running.pid, signal.SIGKILL)  # it has started others
+    with page(port, url) as said, browser(tmp_path / "browser") as tab:
+        tab.call("Page.navigate", url=f"http://127.0.0.1:{port}/")
+        return said.get(timeout=120)
 
 
 @pytest.fixture

@@ -14,6 +14,15 @@ from bundle.images import build, buildinputs
 from bundle.images.build import SOURCE, Image
 from support.image import LAYOUT, answer, inspected, layers_with, run
 
+AHEAD = """
+import torch
+from flashinfer import aot
+wanted = [aot.gen_sampling_module()]
+for kept in (torch.bfloat16, torch.float8_e4m3fn):
+    wanted += aot.gen_fa2(torch.bfloat16, kept, 128, 128, False, False)
+for one in wanted:
+    print(one.name, len(one.aot_artifacts), one.is_aot and one.try_load() is not None)
+"""
 LIMIT_BYTES = 7.0e9
 """A plain installation is 9.62e9."""
 
@@ -157,3 +166,11 @@ def test_authorities_in_a_layer_would_be_found(tmp_path: Path) -> None:
         assert len(list(layers_with(buildinputs.LEAK_MARK.encode(), leaking))) == 1
     finally:
         subprocess.run(["docker", "image", "rm", leaking], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize(("architecture", "found"), [("12.0", "1 True"), ("9.0", "0 False")])
+def test_flashinfer_finds_what_was_built_ahead_for_an_rtx_5090_and_for_no_other(architecture: str, found: str, image: Image) -> None:
+    said = answer(image.name, "env", f"FLASHINFER_CUDA_ARCH_LIST={architecture}", "python", "-c", AHEAD).splitlines()
+    assert len(said) == 5
+    for line in said:
+        assert line.partition(" ")[2] == found, line

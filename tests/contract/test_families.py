@@ -14,7 +14,8 @@ import pytest
 from bundle import ROOT
 from bundle.base.errors import PrerequisiteError
 from bundle.config import settings
-from bundle.fit import estimation, modelshape
+from bundle.fit import drafts, estimation, modelshape
+from bundle.fit.drafts import Draft
 from bundle.fit.estimation import Estimate
 from bundle.fit.request import Request
 from bundle.images import build
@@ -48,7 +49,8 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mapping[st
     build.ensure(chosen)
     folder = tmp_path_factory.mktemp("configs")
     folder.chmod(0o755)
-    (folder / "configs.json").write_text(json.dumps(CONFIGS))
+    guessing = {name: {**families.with_draft(name), "_speculative": asked, "_draft": draft} for name, (_, draft, asked) in families.DRAFTS.items()}
+    (folder / "configs.json").write_text(json.dumps({**CONFIGS, **guessing}))
     said = image.answer(chosen.image_engine, "python", "/probe/kvspec_probe.py", "/configs/configs.json",
                         mounts=[(PROBES, "/probe"), (folder, "/configs")], timeout_s=1200)
     found = {answer["model"]: answer for answer in map(json.loads, said.splitlines())}
@@ -102,6 +104,32 @@ def test_fit_says_what_the_engine_says(name: str, answers: Mapping[str, Mapping[
     assert found.kv_tokens == int(answer["blocks"] / (answer["sequence_bytes"] // block) * found.max_model_len)
 
 
+@pytest.mark.parametrize("name", families.DRAFTS)
+def test_a_draft_keeps_what_the_engine_keeps_of_it(name: str, answers: Mapping[str, Mapping[str, Any]], tmp_path: Path) -> None:
+    answer = answers[name]
+    assert "error" not in answer, answer
+    assert "unbuilt" not in answer, answer["unbuilt"]
+    found = with_draft(name, tmp_path, answer)
+    assert (found.kv_bytes_per_token, found.state_bytes) == (answer["token_bytes"], answer["state_bytes"])
+    assert layers(found) == dict(Counter({SPECS[spec]: number for spec, number in answer["layers"].items()}))
+    block = found.sequence_bytes - answer["sequence_bytes"]
+    assert 20 * GIB // block == answer["blocks"]
+    assert found.kv_tokens == int(answer["blocks"] / (answer["sequence_bytes"] // block) * found.max_model_len)
+
+
+def with_draft(name: str, folder: Path, answer: Mapping[str, Any]) -> Estimate:
+    """As `ours`, of a model and who guesses for it."""
+    _, config, asked = families.DRAFTS[name]
+    tensors = {"model.embed_tokens.weight": ("BF16", (64, 64)), "mtp.fc.weight": ("BF16", (64, 64))}
+    target = modelfolder.folder(folder / "target", families.with_draft(name), tensors)
+    place = modelfolder.folder(folder / "draft", config, {"fc.weight": ("BF16", (64, 64))}) if config else None
+    draft = Draft(method=asked["method"], model="/model/draft" if place else "", folder=place, guesses=asked["num_speculative_tokens"])
+    model = drafts.beside(modelshape.read(target), draft, target, quantization="", float_bytes=2)
+    return estimation.estimate(model, Request(
+        target="cpu", kv_memory=20 * GIB, max_model_len=min(LONGEST, model.longest), async_scheduling=False, draft=draft,
+        max_num_batched_tokens=answer.get("in_flight", 2048)), None)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_fit_cannot_count_it_refuses_by_its_key(name: str, tmp_path: Path) -> None:
     with pytest.raises(PrerequisiteError, match=REFUSED[name]):
@@ -126,7 +154,7 @@ def written(answers: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
             "|---|---|---|---|---|---|---|---|---|"]
     for name, answer in sorted(answers.items()):
         try:
-            found = ours(name, folder / name, answer)
+            found = with_draft(name, folder / name, answer) if name in families.DRAFTS else ours(name, folder / name, answer)
             kinds = ", ".join(f"{number} {kind}" for kind, number in layers(found).items()) or "none"
             mine = (f"{found.kv_bytes_per_token:,}", f"{found.state_bytes:,}", kinds, f"{found.model.longest:,}")
         except PrerequisiteError as error:

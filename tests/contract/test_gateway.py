@@ -110,7 +110,7 @@ def test_every_route_that_vllm_documents_is_listed_or_refused_on_purpose() -> No
 
 
 def test_the_image_carries_the_configuration_of_this_tree() -> None:
-    for name in ("haproxy.cfg", "routes.lst", "bodylimit.lua", "models.lua"):
+    for name in ("haproxy.cfg", "routes.lst", "bodylimit.lua", "models.lua", "start.lua", "monitoring.lst"):
         inside = docker("run", "--rm", "--entrypoint", "cat", IMAGE, f"{Path(CONFIG).parent}/{name}")
         assert inside == (HERE / name).read_text(), f"{name}: run `make build`"
 
@@ -157,6 +157,8 @@ def test_a_key_in_another_place_or_scheme_is_no_key(locked: Door) -> None:
 
 def test_a_key_for_metrics_reads_them_and_spends_nothing(site: Site, locked: Door) -> None:
     assert locked.ask("GET", "/metrics", key=SCRAPER).status == 200
+    assert locked.ask("GET", "/metrics/engine", key=SCRAPER).status == 200
+    assert locked.ask("GET", "/metrics/engine").code == "invalid_api_key"
     for method, path in LISTED:
         if path not in ("/metrics", "/health"):
             refused = locked.ask(method, path, key=SCRAPER, headers={"X-Request-Id": f"scraper-{path}"})
@@ -649,6 +651,27 @@ def address(container: str) -> str:
     return docker("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", container).strip()
 
 
+def test_who_comes_before_a_new_gateway_knows_its_engine_waits_for_that_and_is_answered(own: Site) -> None:
+    """As it was, clients got a 503 in the first second or so of every gateway, though an engine was there."""
+    own.start_engine()
+    ready(own.open())
+    docker("network", "disconnect", own.name, own.upstream)
+    door = own.open()
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(door.ask, "GET", "/v1/models")
+        docker("network", "connect", "--alias", "engine", own.name, own.upstream)
+        assert asked.result().status == 200
+
+
+def test_a_gateway_is_healthy_when_it_knows_its_engine_or_has_looked_for_it(own: Site) -> None:
+    def healthy(door: Door) -> str:
+        return docker("exec", door.name, "python3", "/opt/bundle/gateway_health.py", check=False)
+
+    door = own.open(wait=False)
+    wait_until(lambda: "503" in healthy(door), deadline_s=30, what="it says that it has just started")
+    wait_until(lambda: healthy(door) == "", deadline_s=30, what="it has looked for its engines")
+
+
 def test_an_engine_that_comes_late_or_back_with_another_address_is_found(own: Site) -> None:
     door = own.open()
     addresses = []
@@ -776,12 +799,39 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, Door]
         shared.close()
 
 
+def admin(door: Door, command: str) -> None:
+    """Tell it to the gateway's HAProxy."""
+    code = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/run/haproxy/admin.sock'); s.sendall(sys.argv[1].encode() + b'\\n')"
+    docker("exec", door.name, "python3", "-c", f"{code}; s.recv(65536)", command)
+
+
 def served_by(door: Door, ids: Sequence[str]) -> list[str]:
     """Which engine each request went to."""
     def known() -> dict[str, str]:
         return {record["id"]: record["server"] for record in door.records()}
     wait_until(lambda: set(ids) <= set(known()), deadline_s=20, what="the requests are in the log")
     return [known()[id_] for id_ in ids]
+
+
+def test_metrics_are_those_of_the_engine_that_is_named_and_of_no_other(pair: tuple[Site, Door]) -> None:
+    """Counters that came from another engine each time would be no counters. Also of one that gets no requests, which is when they are looked at."""
+    _, door = pair
+    asked = {f"{name or 'first'}-{number}": name for name in ("", "engine", "engine-2") for number in range(4)}
+    for id_, name in asked.items():
+        reply = door.ask("GET", f"/metrics/{name}".rstrip("/"), headers={"X-Request-Id": id_})
+        assert b"vllm:prompt_tokens_total" in reply.body
+    assert served_by(door, list(asked)) == [name or "engine" for name in asked.values()]
+    admin(door, "set server engine/engine-2 state maint")
+    try:
+        assert door.ask("GET", "/metrics/engine-2", headers={"X-Request-Id": "taken-out"}).status == 200
+        assert door.ask("GET", "/metrics/engine-3", headers={"X-Request-Id": "not-there"}).code == "engine_unavailable"
+    finally:
+        admin(door, "set server engine/engine-2 state ready")
+    assert served_by(door, ["taken-out", "not-there"]) == ["engine-2", "engine-3"]
+    for path in ("/metrics/engine-b", "/metrics/engine-9", "/metrics/gateway", "/metrics/", "/metrics/engine/", "/metrics/engine-2/x"):
+        assert door.ask("GET", path).code == "unknown_url", path
+    assert door.ask("POST", "/metrics/engine").code == "unknown_url"
+    wait_until(lambda: operational(door, "engine-2"), deadline_s=20, what="it is back")
 
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
@@ -803,6 +853,22 @@ def test_a_session_that_the_client_names_stays_at_one_engine(pair: tuple[Site, D
     for id_ in ids:
         pair[1].ask("POST", "/v1/completions", headers={"X-Request-Id": id_, "X-Session-Id": "mine"}, json_body=completion(id_))
     assert len(set(served_by(pair[1], ids))) == 1
+
+
+# --- with monitoring
+
+def test_the_page_and_what_is_behind_it_exist_with_monitoring_alone(own: Site, unlocked: Door) -> None:
+    paths = ("/status", "/status.js", "/panels.json", "/uplot.js", "/uplot.css")
+    for path in (*paths, "/monitoring/api/v1/query"):
+        assert unlocked.ask("GET", path).code == "unknown_url"
+    door = own.open(environment={"GATEWAY_MONITORING": "on"})
+    for path in paths:
+        reply = door.ask("GET", path)
+        assert (reply.status, reply.headers["x-content-type-options"]) == (200, "nosniff")
+        assert reply.headers["content-security-policy"].startswith("default-src 'self';"), "nothing of another host is loaded"
+        assert door.ask("POST", path, json_body={}).code == "unknown_url"
+    assert door.ask("GET", "/monitoring/api/v1/query").code == "engine_unavailable"
+    assert door.ask("GET", "/monitoring/-/reload").code == "unknown_url"
 
 
 # --- the container itself

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -148,6 +149,13 @@ def test_the_list_of_models_holds_all_of_them(both: Door, alone: Door) -> None:
     assert names(alone) == ["fake"]
 
 
+@pytest.mark.parametrize(("path", "model"), [("/metrics", "fake"), ("/metrics/engine", "fake"), ("/metrics/engine-b", "other")])
+def test_the_metrics_of_every_model_can_be_read(both: Door, path: str, model: str) -> None:
+    reply = both.ask("GET", path)
+    assert reply.status == 200
+    assert f'model_name="{model}"'.encode() in reply.body
+
+
 def test_a_model_that_is_down_leaves_the_list_and_the_other_serves(own: Site) -> None:
     own.start_engine(service="engine-b", model="other")
     door = ready(own.open(models=ROUTES, environment=TWO), "engine-b")
@@ -161,6 +169,21 @@ def test_a_model_that_is_down_leaves_the_list_and_the_other_serves(own: Site) ->
     none = door.ask("GET", "/v1/models")
     assert (none.status, none.code, none.headers["retry-after"]) == (503, "engine_unavailable", "5")
     assert door.ask("GET", "/health").status == 503
+
+
+def test_a_new_gateway_lists_every_model_from_its_first_answer_on(own: Site) -> None:
+    engines = {"engine": own.upstream, "engine-b": f"{own.name}-engine-b"}
+    own.start_engine()
+    own.start_engine(service="engine-b", model="other")
+    ready(own.open(models=ROUTES, environment=TWO), *engines)
+    for container in engines.values():
+        docker("network", "disconnect", own.name, container)
+    door = own.open(models=ROUTES, environment=TWO)
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(door.ask, "GET", "/v1/models")
+        for service, container in engines.items():
+            docker("network", "connect", "--alias", service, own.name, container)
+        assert [model["id"] for model in json.loads(asked.result().body)["data"]] == ["fake", "other"]
 
 
 def test_the_models_that_there_are_change_while_the_gateway_serves(own: Site) -> None:

@@ -3,8 +3,11 @@
 import json
 import os
 import secrets
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import requests
@@ -14,6 +17,7 @@ import exporter
 from bundle import ROOT
 from bundle.service import traffic
 from support import fakenvml
+from support.chromium import browser
 from support.gateway import docker
 from support.observed import KEY, METRICS_KEY, PROMPT, Observed, observed
 from support.project import Project, wait_until
@@ -115,21 +119,97 @@ def test_every_expression_asks_for_what_there_is(loaded: Observed) -> None:
         loaded.values(expression)  # runs: an error would be another status than 200
 
 
+# --- the page, in a real browser
+
+SHOWN = """Object.fromEntries([...plots].map(([title, {plot}]) => [title, Object.fromEntries(plot.series.slice(1).map((line, n) =>
+    [line.label, plot.data[n + 1].reduce((sum, value) => sum + (value || 0), 0) * (plot.data[0][1] - plot.data[0][0])]))]))"""
+"""What is under each line of each plot of the page: of a rate, how much there was in all."""
+
+
+def test_the_page_shows_the_load_that_was_sent(loaded: Observed, tmp_path: Path) -> None:
+    """What the gateway's log and the engine itself counted, against what lies under the lines, read from the plots' own data."""
+    records = [json.loads(line) for line in docker("logs", loaded.project.containers()["gateway"].id).splitlines() if line.startswith('{"time"')]
+    sent = sum(record["key"] == "alice" for record in records)
+    refused = sum(record["status"] == 429 for record in records)
+    reached = sum(record["server"] == "engine" and record["path"] == "/v1/completions" for record in records)
+    counted = requests.get(f"{loaded.url}/metrics/engine", headers={"Authorization": f"Bearer {METRICS_KEY}"}, timeout=60).text
+    tokens = sum(float(line.split()[-1]) for line in counted.splitlines() if line.startswith("vllm:generation_tokens_total{"))
+    assert sent > reached > refused > 0
+
+    with browser(tmp_path) as tab:
+        tab.open(f"{loaded.url}/status#key={METRICS_KEY}")
+
+        def shows() -> bool:
+            tab.value("at('span').value = '900', refresh()")
+            shown = tab.value(SHOWN)
+            found = [shown.get(panel, {}).get(line, 0) for panel, line in (
+                ("Requests by key", "alice"), ("Requests by status", "429"), ("Requests by engine", "engine"), ("Tokens in and out", "out selftest"))]
+            return found == pytest.approx([sent, refused, reached, tokens], rel=0.15)
+
+        wait_until(shows, deadline_s=150, what="the plots show what was sent")  # a rate over a minute has all of it a minute later
+        assert tab.value("at('said').textContent").startswith("as of ")
+        assert tab.value("location.href") == f"{loaded.url}/status", "the key is not left in the address"
+        assert tab.value("at('gpu').hidden"), "there is no GPU here"
+        assert tab.said == []
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_the_page_asks_for_its_key_and_fits_its_window(width: int, watched: Observed, tmp_path: Path) -> None:
+    needed = "A metrics-only key is needed: make keys ADD=name METRICS_ONLY=1"
+    with browser(tmp_path) as tab:
+        tab.open(f"{watched.url}/status", width)
+        for key in ("", "sk-guessed-0123456789\r", f"{KEY}\r"):
+            tab.value("at('key').value = '', at('said').textContent = '', at('key').focus()")
+            if key:
+                tab.type(key)
+            else:
+                tab.value("refresh()")
+            wait_until(lambda: tab.value("at('said').textContent") == needed, deadline_s=30, what="it says which key it needs")
+            assert tab.value("plots.size") == 0
+        tab.value("at('key').value = '', at('key').focus()")
+        tab.type(f"{METRICS_KEY}\r")
+        wait_until(lambda: tab.value("plots.size") > 5 and tab.value("at('ask').hidden"), deadline_s=60, what="it shows its plots")
+        assert tab.value("document.documentElement.scrollWidth") <= width
+        assert tab.value("[...document.querySelectorAll('.u-wrap, .u-legend')].every(each => each.getBoundingClientRect().right <= innerWidth)")
+
+
 # --- what wakes somebody
 
 def arrives(watched: Observed, *names: str, deadline_s: float = 120) -> None:
-    wait_until(lambda: set(names) <= watched.alerts().keys(), deadline_s=deadline_s,
-               what=f"{', '.join(names)} at the webhook")
+    """Wait for these alerts at the webhook, and keep in reports/alerts.json what provoked each and how long after that it came."""
+    missing, since = set(names), time.monotonic()
+    after: dict[str, float] = {}
+
+    def came() -> bool:
+        after.update(dict.fromkeys(missing & watched.alerts().keys(), round(time.monotonic() - since, 1)))
+        missing.difference_update(after)
+        return not missing
+    try:
+        wait_until(came, deadline_s=deadline_s, what=f"{', '.join(names)} at the webhook")
+    except AssertionError as error:
+        raise AssertionError(f"{error}; missing: {', '.join(sorted(missing))}") from None
     for name in names:
         assert watched.alerts()[name]["annotations"].keys() == {"means", "look", "do"}
+    file, fired_by = ROOT / "reports" / "alerts.json", os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].partition(" ")[0]
+    kept = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(kept | {name: {"fired_by": fired_by, "received_after_s": after[name]} for name in names}, indent=1) + "\n")
 
 
 def test_slow_answers_a_queue_and_refusals_arrive(loaded: Observed) -> None:
+    # The load lasts until they came: refused requests end at once, and a quick machine is done with any fixed number before a rule looks.
+    done = threading.Event()
+
+    def client() -> None:
+        while not done.is_set():
+            if loaded.completion(tokens=64).status_code == 429:
+                done.wait(0.5)
     with ThreadPoolExecutor(max_workers=40) as pool:
-        asked = [pool.submit(loaded.completion, tokens=64) for _ in range(400)]
-        arrives(loaded, "TimeToFirstTokenSlow", "InterTokenLatencySlow", "RequestsSlow", "QueueTimeLong", "QueueLong", "TooManyRequestsBurst")
-        for each in asked:
-            each.cancel()
+        for _ in range(40):
+            pool.submit(client)
+        try:
+            arrives(loaded, "TimeToFirstTokenSlow", "InterTokenLatencySlow", "RequestsSlow", "QueueTimeLong", "QueueLong", "TooManyRequestsBurst")
+        finally:
+            done.set()
 
 
 def test_somebody_who_guesses_keys_arrives(watched: Observed) -> None:

@@ -108,8 +108,12 @@ def test_changes_reach_only_what_depends_on_them_lose_no_stream_and_what_fails_g
     assert "serves again" in bad.stderr
     assert "ENGINE_MAX_NUM_SEQS=12" in project.deployment.env_file.read_text()
 
-    back = project.script("rollback")
-    assert back.returncode == 0, back.stderr
+    with streaming(project.url, SELFTEST, pause_s=0.5) as load:
+        wait_until(lambda: load.seen["right"] >= 16, deadline_s=120, what="16 answers before the rollback")
+        back = project.script("rollback")
+        assert back.returncode == 0, back.stderr
+    assert set(load.seen) == {"right", "refused"}, load.seen
+    record("rollback under 16 streams, one engine", "no stream is lost; 503 with Retry-After meanwhile, never 500", load)
     assert "ENGINE_MAX_NUM_SEQS=16" in project.deployment.env_file.read_text()
     assert requests.post(f"{project.url}/v1/completions", json={"model": SELFTEST, "prompt": "Hello", "max_tokens": 4}, timeout=60).status_code == 200
 

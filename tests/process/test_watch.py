@@ -1,5 +1,6 @@
 """The watch over an engine: what it makes of a fake engine whose faults a real one cannot be made to show. Its clock is the test's; HTTP is real."""
 
+import http.client
 import json
 import os
 import re
@@ -471,9 +472,9 @@ def get(port: int, path: str = "/ready") -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def check(port: int, **extra: str) -> tuple[int, str]:
-    """Docker's health check as a process of its own."""
-    done = subprocess.run([sys.executable, "-S", str(ROOT / "healthchecks" / "ready.py")], env={"HEALTH_PORT": str(port), **extra},
+def check(port: int, *arguments: str, script: str = "ready.py", **extra: str) -> tuple[int, str]:
+    """Docker's health check, or another script beside it, as a process of its own."""
+    done = subprocess.run([sys.executable, "-S", str(ROOT / "healthchecks" / script), *arguments], env={"HEALTH_PORT": str(port), **extra},
                           capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr == ""
     return done.returncode, done.stdout
@@ -531,6 +532,61 @@ def test_a_watch_that_no_longer_looks_is_not_ready(served: Served, monkeypatch: 
     monkeypatch.setattr(watch, "STALE_S", 0.2)
     wait_until(lambda: not served.watchdog.verdict().ready, deadline_s=10, what="its last word is old")
     assert served.watchdog.verdict().text.startswith("the watch has not looked for ")
+
+
+def test_a_check_that_would_end_the_engine_hears_of_its_own_watch_alone(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    one = Served(verdict=watch.Verdict(ready=False, text="no token for 20 s with 300 running, 900 waiting"))
+    one.start(watch.Budget(tmp_path / "ends.json", "a"), port)
+    wait_until(lambda: "no token" in get(port)[1], deadline_s=10, what="it is out of service")
+    assert check(port, "live") == (0, "ok: the watch looks\n")
+    one.look = lambda: time.sleep(3600)  # type: ignore[method-assign,assignment,return-value]
+    monkeypatch.setattr(watch, "STALE_S", 0.2)
+    wait_until(lambda: get(port, "/live")[0] == 503, deadline_s=10, what="nobody looks any more")
+    code, line = check(port, "live")
+    assert (code, line.startswith("the watch has not looked for ")) == (1, True)
+    one.watchdog.stop()
+    assert check(port, "live")[0] == 0, "an engine that is stopping is not killed for it"
+    assert check(free_port(), "live")[0] == 1
+
+
+def test_an_engine_that_drains_is_out_at_once_and_gets_time_for_what_it_has(quick: None, tmp_path: Path, engine: FakeEngine) -> None:
+    port, taken = free_port(), engine.url.rpartition(":")[2]
+    one = Served(verdict=watch.Verdict(ready=True, text="1 running, 0 waiting"))
+    one.start(watch.Budget(tmp_path / "ends.json", "a"), port)
+    wait_until(lambda: get(port)[0] == 200, deadline_s=10, what="it is ready")
+    engine.running = 1
+    done: list[tuple[int, str]] = []
+    drain = threading.Thread(target=lambda: done.append(check(port, script="drain.py", ENGINE_PORT=taken, ENGINE_SHUTDOWN_TIMEOUT="60")))
+    drain.start()
+    wait_until(lambda: get(port) == (503, "the engine drains: 1 running, 0 waiting\n"), deadline_s=10, what="the gateway leaves it out")
+    drain.join(7)
+    assert drain.is_alive(), "a request still runs"
+    assert not one.ended
+    engine.running = 0
+    drain.join(10)
+    assert done == [(0, "no new requests\n")]
+    one.watchdog.stop()
+
+
+@pytest.mark.parametrize("port", ["8", "0"])
+def test_a_drain_without_a_watch_and_an_engine_ends_by_itself(port: str) -> None:
+    assert check(free_port(), script="drain.py", ENGINE_PORT=port, ENGINE_SHUTDOWN_TIMEOUT="1") == (0, "the watch does not answer\n")
+
+
+def test_only_the_container_itself_can_drain_its_engine(quick: None, tmp_path: Path) -> None:
+    port = free_port()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        asked.connect(("192.0.2.1", 9))  # which sends nothing: it picks the address that this host would send from
+        address = asked.getsockname()[0]
+    one = Served(verdict=watch.Verdict(ready=True, text="well"))
+    one.start(watch.Budget(tmp_path / "ends.json", "a"), port)
+    wait_until(lambda: get(port)[0] == 200, deadline_s=10, what="it is ready")
+    connection = http.client.HTTPConnection(address, port, timeout=10)
+    connection.request("POST", "/drain")
+    assert connection.getresponse().status == 404
+    assert get(port)[0] == 200
+    one.watchdog.stop()
 
 
 def test_each_change_is_told_once(served: Served) -> None:

@@ -232,12 +232,38 @@ MORE: dict[str, Config] = {
                            tie_word_embeddings=True),
 }
 
+_QWEN3_SMALL = text("Qwen3ForCausalLM", "qwen3", 1024, 28, 16, 8, 3072, 151_936, 40_960, head_dim=128, tie_word_embeddings=True)
+_EAGLE3 = text("LlamaForCausalLMEagle3", "llama", 4096, 1, 32, 8, 12_288, 151_936, 40_960, head_dim=128, draft_vocab_size=32_000)
+_EAGLE = text("LlamaForCausalLM", "llama", 4096, 1, 32, 8, 14_336, 128_256, 131_072)
+DRAFTS: dict[str, tuple[str, Config | None, Config]] = {
+    "qwen3-8b and a smaller one": ("qwen3-8b", _QWEN3_SMALL, {"method": "draft_model", "num_speculative_tokens": 3}),
+    "qwen3-8b and EAGLE 3": ("qwen3-8b", _EAGLE3, {"method": "eagle3", "num_speculative_tokens": 3}),
+    "llama-3.1-8b and EAGLE": ("llama-3.1-8b", _EAGLE, {"method": "eagle", "num_speculative_tokens": 2}),
+    "glm-4.5-air and its MTP layer": ("glm-4.5-air", None, {"method": "mtp", "num_speculative_tokens": 1}),
+    "qwen3-next-80b and its MTP layer": ("qwen3-next-80b", None, {"method": "mtp", "num_speculative_tokens": 2}),
+    "qwen3.6-27b and its MTP layer": ("qwen3.6-27b", None, {"method": "mtp", "num_speculative_tokens": 1}),
+    "qwen3-8b and its own words": ("qwen3-8b", None, {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}),
+}
+"""Models with who guesses for them: the config's name, the config.json of its draft, and what speculative decoding is asked for."""
+OF_THE_MTP = {"glm-4.5-air": {"num_nextn_predict_layers": 1}, "qwen3.6-27b": {"mtp_num_hidden_layers": 1}}
+"""What the published configs say of their MTP layers, and those above leave out."""
+
 PUBLISHED = tuple(sorted(path.stem for path in modelfolder.CONFIGS.glob("*.json")))
 
 
 def configs() -> dict[str, Config]:
     """By name: the whole published configs, and those written down here."""
     return {**{name: modelfolder.published(name) for name in PUBLISHED}, **MORE}
+
+
+def with_draft(name: str) -> Config:
+    """The config of a model of DRAFTS, with what its MTP layers need."""
+    target = DRAFTS[name][0]
+    config, more = dict(configs()[target]), OF_THE_MTP.get(target, {})
+    if "text_config" in config:
+        config["text_config"] = {**config["text_config"], **more}
+        return config
+    return {**config, **more}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 WORKERS = 2
+GUESSING, DRAFT = "_speculative", "_draft"
+"""Beside config.json's values: what speculative decoding is asked for, and the config.json of its draft."""
 LONGEST = 16_384  # tokens of the sequence that blocks are planned for
 
 
@@ -89,12 +91,17 @@ def ask(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     default_dtype = import_module("vllm.utils.torch_utils").set_default_torch_dtype
     mamba = import_module("vllm.v1.kv_cache_interface").MambaSpec
 
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key not in (GUESSING, DRAFT)}))
+    if config.get(DRAFT):
+        (folder / "draft").mkdir()
+        (folder / "draft/config.json").write_text(json.dumps(config[DRAFT]))
+    guessing = {**config.get(GUESSING, {}), **({"model": str(folder / "draft")} if config.get(DRAFT) else {})} or None
     with vllm_config.set_current_vllm_config(vllm_config.VllmConfig()):
         state.init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, "gloo")
         state.initialize_model_parallel(1, 1)
     asked = import_module("vllm.engine.arg_utils").EngineArgs(
-        model=str(folder), skip_tokenizer_init=True, load_format="dummy", enforce_eager=True, dtype="bfloat16").create_engine_config()
+        model=str(folder), skip_tokenizer_init=True, load_format="dummy", enforce_eager=True, dtype="bfloat16",
+        speculative_config=guessing).create_engine_config()
     model = asked.model_config
     length = model.max_model_len
     model.max_model_len = min(length, LONGEST)
@@ -105,6 +112,8 @@ def ask(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     try:
         with vllm_config.set_current_vllm_config(asked), default_dtype(model.dtype), torch.device("meta"):
             built = initialize_model(vllm_config=asked, model_config=model)
+            if guessing and guessing["method"] != "ngram":
+                build_draft(asked)
     except Exception as error:  # noqa: BLE001  ModelConfig has answered all the same
         return {**told, "unbuilt": f"{type(error).__name__}: {str(error)[:200]}"}
     with vllm_config.set_current_vllm_config(asked):
@@ -120,6 +129,17 @@ def ask(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         "state_bytes": sum(torch.Size(shape).numel() * dtype.itemsize for spec in states
                            for shape, dtype in zip(spec.shapes, spec.dtypes, strict=True)),
         "parameters": sum(one.numel() for one in built.parameters()), "block": asked.cache_config.block_size, **planned(asked, specs)}
+
+
+def build_draft(asked: Any) -> None:
+    """The draft beside the model, whose layers then stand in the same list (v1/spec_decode/llm_base_proposer.py, draft_model.py)."""
+    initialize_model = import_module("vllm.model_executor.model_loader.utils").initialize_model
+    guessing = asked.speculative_config
+    if guessing.method == "draft_model":
+        own = import_module("vllm.config.utils").replace(asked, model_config=guessing.draft_model_config)
+        initialize_model(vllm_config=own, model_config=guessing.draft_model_config, prefix="draft_model")
+    else:
+        initialize_model(vllm_config=asked, model_config=guessing.draft_model_config)
 
 
 def planned(asked: Any, specs: Any) -> dict[str, Any]:

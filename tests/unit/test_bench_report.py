@@ -101,7 +101,8 @@ def test_both_forms_say_the_same(no_plots: None, tmp_path: Path) -> None:
     headings = re.findall(r"^##+ (.*)$", markdown, re.MULTILINE)
     assert headings == re.findall(r"<h[23] [^>]*>(.*?)</h[23]>", html)
     assert [name for name in headings if name not in ("chat (decides)", "long-prompt")] == [
-        "What it was measured on", "Cells", "What did not run", "Are the answers the same?", "Throughput against latency", "Latency",
+        "What it was measured on", "Cells", "This host beside the published runs", "What did not run", "Are the answers the same?",
+        "How good are the answers?", "Throughput against latency", "Latency",
         "GPU memory over time", "Start", "Distance from the limit", "Concurrency within limits", "What the engine said", "Queue and caches",
         "GPU memory and energy", "Recommended settings", "Where it comes from", "Repeat it"]
     rows = [line for line in markdown.splitlines() if line.startswith("| ") and not line.startswith(("| cell", "| ---", "|  |"))]

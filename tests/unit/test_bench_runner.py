@@ -94,6 +94,7 @@ class FakeAgent:
     interrupted_at = 0
     unanswered_at = 0
     holds = 1000
+    refuses = False
 
     def __init__(self, argv: Sequence[str], **_: Any) -> None:
         pass
@@ -106,6 +107,13 @@ class FakeAgent:
 
     def outputs(self, prompts: Sequence[str], **_: Any) -> list[str]:
         return ["a", "b"]
+
+    def post(self, path: str, bodies: Sequence[Mapping[str, object]], **_: Any) -> list[dict[str, Any]]:
+        if FakeAgent.refuses:
+            raise AgentError("prompt 1: HTTP 400: prompt_logprobs is not supported")
+        said = {"message": {"content": '{"city": "Rome", "people": 3}'},
+                "prompt_logprobs": [None, {"7": {"logprob": -1.0}}, {"8": {"logprob": -3.0}}]}
+        return [{"choices": [said]} for _ in bodies]
 
     def model(self, path: str, **_: Any) -> dict[str, Any]:
         return {"config": {"hidden_size": 8}, "weights_bytes": 64}
@@ -144,6 +152,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "Agent", FakeAgent)
     monkeypatch.setattr(gpusampler, "Sampler", FakeSampler)
     FakeAgent.loads, FakeAgent.dies_at, FakeAgent.interrupted_at, FakeAgent.unanswered_at, FakeAgent.holds = [], 0, 0, 0, 1000
+    FakeAgent.refuses = False
 
 
 def cell(name: str) -> Cell:
@@ -398,3 +407,65 @@ def test_a_new_run_takes_a_name_that_is_free(tmp_path: Path) -> None:
     assert runner.new_name("cpu", tmp_path, now=lambda: 0.0) == "1970-01-01-cpu"
     (tmp_path / "1970-01-01-cpu").mkdir()
     assert runner.new_name("cpu", tmp_path, now=lambda: 0.0) == "1970-01-01-cpu-2"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The clock of a run: an engine start takes 100 s, nothing else takes any."""
+    now = [0.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    started = FakeRuntime.start
+
+    def start(self: FakeRuntime, settings: Settings, label: str) -> FakeEngine:
+        now[0] += min(100.0, settings.ready_timeout_s)
+        return started(self, settings, label)
+
+    monkeypatch.setattr(FakeRuntime, "start", start)
+    return now
+
+
+def timed(folder: Path, minutes: float) -> Job:
+    one = job(folder, cells=("b",), rounds=3)
+    return replace(one, suite=replace(one.suite, minutes=minutes))
+
+
+def test_a_suite_with_minutes_ends_in_time_with_what_there_is(clock: list[float], tmp_path: Path) -> None:
+    runner.run(timed(tmp_path, 10), FakeRuntime())
+    # Cold and warm 200 s for the first cell, then 100 s a visit: at 400 s none is begun that could last 200.
+    assert [leg["cell"] for leg in legs(tmp_path)] == list("aabb")
+    assert clock == [400.0]
+    assert runner.read(runner.Run, tmp_path / "run.json")["rounds"] == 3
+
+
+def test_a_start_waits_no_longer_than_there_is_time_and_none_is_begun_that_does_not_fit(clock: list[float], tmp_path: Path) -> None:
+    runner.run(timed(tmp_path, 5), FakeRuntime())
+    assert [leg["cell"] for leg in legs(tmp_path)] == list("aa")
+    assert clock == [200.0]
+    waits: list[float] = []
+    runtime = FakeRuntime()
+    kept = FakeRuntime.start
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FakeRuntime, "start", lambda self, own, label: waits.append(own.ready_timeout_s) or kept(self, own, label))
+        runner.run(timed(tmp_path / "short", 1), runtime)
+    assert waits[0] == 60
+
+
+def test_a_suite_without_minutes_goes_through_whatever_it_takes(clock: list[float], tmp_path: Path) -> None:
+    runner.run(timed(tmp_path, 0), FakeRuntime())
+    assert [leg["cell"] for leg in legs(tmp_path)] == list("aabbaab")
+
+
+def test_each_cell_is_asked_for_its_answers_once(tmp_path: Path) -> None:
+    runner.run(job(tmp_path), FakeRuntime())
+    asked = [leg for leg in legs(tmp_path) if "answers" in leg]
+    assert [(leg["cell"], leg["round"]) for leg in asked] == [("a", 0), ("b", 0), ("c", 0)]
+    assert asked[0]["answers"]["logprobs"][:2] == [-1.0, -3.0]
+    assert (len(asked[0]["answers"]["greedy"]), asked[0]["answers"]["structured"]) == (20, 3)
+
+
+def test_an_engine_that_does_not_tell_logprobs_is_measured_all_the_same(tmp_path: Path) -> None:
+    FakeAgent.refuses = True
+    runner.run(job(tmp_path), FakeRuntime())
+    first = next(leg for leg in legs(tmp_path) if "answers" in leg)
+    assert first["answers"]["error"] == "prompt 1: HTTP 400: prompt_logprobs is not supported"
+    assert (first["error"], len(first["samples"])) == ("", 1)

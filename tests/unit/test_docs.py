@@ -12,7 +12,7 @@ from support import verbs
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = re.compile(r"^    .*|`[^`\n]+`", re.MULTILINE)
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = set(re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z0-9-]+):.*## ", MAKEFILE, re.MULTILINE))
 VARIABLES = {"BASE_IMAGE", "BUILD_CA_BUNDLE", "WHEELHOUSE", "HOST_SETUP", *re.findall(r"\$\((?:if |foreach \w,)?\$?\(?([A-Z_]+)", MAKEFILE)}
 
 
@@ -23,7 +23,7 @@ def code(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_make_call_is_a_verb_with_options_that_it_has(page: Path) -> None:
     for line in code(page):
-        for target, rest in re.findall(r"\bmake ([a-z][a-z-]*)((?: +[A-Z_]+=(?:\"[^\"]*\"|\S*))*)", line.partition("   #")[0]):
+        for target, rest in re.findall(r"\bmake ([a-z][a-z0-9-]*)((?: +[A-Z_]+=(?:\"[^\"]*\"|\S*))*)", line.partition("   #")[0]):
             assert target in TARGETS, f"{page.name}: make {target}"
             for name in re.findall(r"([A-Z_]+)=", re.sub(r'"[^"]*"', '""', rest)):
                 assert name in VARIABLES, f"{page.name}: make {target} {name}="

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def test_a_cuda_image_is_asked_as_on_the_gpu_that_is_meant_and_auto_has_a_number
     called = image(json.dumps(GOOD))
     chosen = load("ENGINE_GPU_MEMORY_UTILIZATION=auto", "HOST_GPU_COUNT=2", profile="throughput")
     engineconfig.ask(chosen, devices.find("h200"))
-    told = next(json.loads(word.removeprefix("--env=PRETENDED_GPU=")) for word in called.read_text().splitlines() if "PRETENDED_GPU" in word)
+    words = next(shlex.split(word) for word in called.read_text().splitlines() if "PRETENDED_GPU" in word)
+    told = next(json.loads(word.removeprefix("PRETENDED_GPU=")) for word in words if word.startswith("PRETENDED_GPU="))
     assert (told["capability"], told["count"], told["total_bytes"] >> 30) == ([9, 0], 2, 139)
     assert "--gpu-memory-utilization 0.9" in called.read_text()
     called.unlink()

@@ -6,12 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import exporter
 import gatewaylog
+import serve
 from bundle import ROOT
-from serve import DEFAULTS, engines
+from serve import DEFAULTS
 from support import fakenvml
 from support.promql import unknown
 
@@ -86,6 +88,17 @@ def test_what_is_no_record_is_counted_and_does_no_harm(bad: bytes) -> None:
     assert samples(counts.text())["gateway_log_unread_total", ()] == 1
 
 
+def test_who_only_watches_is_no_traffic_unless_it_is_refused() -> None:
+    counts = gatewaylog.Counts()
+    for path in ("/monitoring/api/v1/query_range", "/metrics", "/metrics/engine-b-2", "/health", "/status", "/status.js", "/uplot.js"):
+        for status in (200, 503):
+            counts.add(line(path=path, status=status))
+    assert not counts.requests
+    counts.add(line(path="/monitoring/api/v1/query", status=401))
+    counts.add(line(path="/v1/statuses", status=200))
+    assert len(counts.requests) == 2
+
+
 def test_unknown_paths_and_too_many_labels_make_no_series_without_end() -> None:
     counts = gatewaylog.Counts()
     for number in range(3 * gatewaylog.MOST_SERIES):
@@ -115,7 +128,10 @@ def test_the_images_defaults_are_those_of_the_env_files() -> None:
     assert {name: base[name] for name in DEFAULTS} == DEFAULTS
 
 
-def test_engines_follow_the_replicas() -> None:
-    assert engines("") == ["engine"]
-    assert engines("monitoring", "engine engine-b") == ["engine", "engine-b"]
-    assert engines("replica-2,replica-3,monitoring") == ["engine", "engine-2", "engine-3"]
+@pytest.mark.parametrize("there", [["engine"], ["engine", "engine-2", "engine-b", "engine-b-2"]])
+def test_every_engine_and_the_watch_beside_it_are_targets(there: list[str], tmp_path: Path) -> None:
+    serve.render(tmp_path, {"MONITORING_ENGINES": " ".join(there)})
+    scraped = yaml.safe_load((tmp_path / "prometheus.yml").read_text())["scrape_configs"]
+    jobs = {job["job_name"]: job["static_configs"][0]["targets"] for job in scraped}
+    assert jobs["engine"] == [f"{name}:8000" for name in there]
+    assert jobs["watch"] == [f"{name}:8001" for name in there]

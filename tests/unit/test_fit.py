@@ -111,7 +111,8 @@ def test_a_wrong_value_that_has_nothing_to_do_with_memory_does_not_stop_fit(qwen
 
 def test_what_takes_memory_and_is_not_in_the_sum_is_said(qwen3: Path) -> None:
     guessing = 'ENGINE_SPECULATIVE_CONFIG={"method": "eagle3", "model": "/model/draft", "num_speculative_tokens": 3}'
-    assert on(qwen3, guessing).notes == ("not counted: the draft of ENGINE_SPECULATIVE_CONFIG",)
+    assert on(qwen3, guessing).notes == (
+        "not counted: the draft of ENGINE_SPECULATIVE_CONFIG (eagle3, /model/draft), which is not on this host",)
 
 
 def test_guesses_from_the_prompt_take_no_memory(qwen3: Path) -> None:
@@ -122,6 +123,13 @@ def test_adapters_take_two_narrow_matrices_beside_each_linear_layer(qwen3: Path)
     plain, with_lora = on(qwen3), on(qwen3, "ENGINE_ENABLE_LORA=true", "ENGINE_MAX_LORAS=4", "ENGINE_MAX_LORA_RANK=32")
     sides = 2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 12_288)  # q and o, k and v, and the MLP's three
     assert with_lora.overhead["4 LoRA adapters of rank 32"] == with_lora.overhead_bytes - plain.overhead_bytes == 36 * sides * 32 * 4 * 2
+
+
+@pytest.mark.parametrize(("more", "sides"), [
+    ((), (4096 + 2048) * 2 + (4096 + 512) * 2 + (4096 + 6144) * 3), (("ENGINE_FULLY_SHARDED_LORAS=true",), (4096 * 4 + 5120 * 2 + 16_384 * 3) // 2)])
+def test_two_gpus_share_one_side_of_each_adapters_matrices_or_both(more: tuple[str, ...], sides: int, qwen3: Path) -> None:
+    found = on(qwen3, "ENGINE_ENABLE_LORA=true", "ENGINE_TENSOR_PARALLEL_SIZE=2", "HOST_GPU_COUNT=2", *more)
+    assert found.overhead["1 LoRA adapters of rank 16"] == 36 * sides * 16 * 2
 
 
 def test_the_arithmetic_holds_every_number_of_the_answer(qwen3: Path) -> None:

@@ -196,16 +196,38 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         modelshape.read(folder)
 
 
-@pytest.mark.parametrize(("method", "wanted", "refused"), [
-    ("awq", "fp8_per_tensor", True), ("gptq", "fp8_per_tensor", True), ("fp8", "fp8_per_tensor", True),
-    ("compressed-tensors", "fp8_per_tensor", True), ("mxfp4", "fp8", True), ("gptq", "awq", True),
-    ("awq", "awq_marlin", False), ("gptq", "auto_gptq", False), ("fp8", "fp8", False), ("awq", "", False), ("modelopt", "fp8_per_tensor", False)])
-def test_a_method_that_the_engine_refuses_for_the_checkpoint_is_an_error_with_its_line(method: str, wanted: str, refused: bool,
+GPT_OSS = {"model_type": "gpt_oss", "num_local_experts": 2}
+
+
+@pytest.mark.parametrize(("method", "wanted", "more", "refused"), [
+    ("awq", "fp8_per_tensor", {}, True), ("gptq", "fp8_per_tensor", {}, True), ("fp8", "fp8_per_tensor", {}, True),
+    ("compressed-tensors", "fp8_per_tensor", {}, True), ("mxfp4", "fp8", {}, True), ("gptq", "awq", {}, True),
+    ("modelopt", "fp8_per_tensor", {}, True),
+    ("awq", "awq_marlin", {}, False), ("gptq", "auto_gptq", {}, False), ("fp8", "fp8", {}, False), ("awq", "", {}, False),
+    ("awq", "humming", {}, False), ("auto-round", "fp8_per_tensor", {}, False), ("modelopt", "fp8_per_tensor", {"quant_algo": "NVFP4"}, False),
+    ("mxfp4", "fp8", GPT_OSS, False), ("mxfp4", "fp8_per_tensor", GPT_OSS, False), ("mxfp4", "humming", GPT_OSS, True)])
+def test_a_method_that_the_engine_refuses_for_the_checkpoint_is_an_error_with_its_line(method: str, wanted: str, more: dict[str, Any], refused: bool,
                                                                                           tmp_path: Path) -> None:
-    folder = modelfolder.folder(tmp_path / "m", CONFIG | {"quantization_config": {"quant_method": method}})
+    folder = modelfolder.folder(tmp_path / "m", CONFIG | more | {"quantization_config": {"quant_method": method, **more}})
     done = verbs.call("check", "--profile", "throughput", "--set", f"MODEL_DIR={folder}", "--set", f"ENGINE_QUANTIZATION={wanted}")
     assert done.returncode == (2 if refused else 0), done.stderr
     assert (f"--set: ENGINE_QUANTIZATION: the checkpoint in {folder} is quantized already ({method})" in done.stderr) == refused
+
+
+def test_a_method_that_takes_a_quantized_checkpoint_is_refused_for_another(tmp_path: Path) -> None:
+    folder = modelfolder.folder(tmp_path / "m", CONFIG)
+    done = verbs.call("check", "--profile", "throughput", "--set", f"MODEL_DIR={folder}", "--set", "ENGINE_QUANTIZATION=awq")
+    assert done.returncode == 2
+    assert f"--set: ENGINE_QUANTIZATION: the checkpoint in {folder} is not quantized, and the engine refuses to make awq of it." in done.stderr
+
+
+def test_a_method_that_the_engine_is_about_to_drop_needs_its_line(tmp_path: Path) -> None:
+    folder = modelfolder.folder(tmp_path / "m", CONFIG | {"quantization_config": {"quant_method": "fbgemm_fp8"}})
+    call = ("check", "--profile", "throughput", "--set", f"MODEL_DIR={folder}")
+    done = verbs.call(*call)
+    assert done.returncode == 2
+    assert "--set: MODEL_DIR: the engine takes fbgemm_fp8" in done.stderr
+    assert verbs.call(*call, "--set", "ENGINE_ALLOW_DEPRECATED_QUANTIZATION=true").returncode == 0
 
 
 def test_a_quantized_checkpoint_is_taken_as_it_is_by_auto_and_a_line_that_quantizes_it_is_refused_with_the_fix(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pwd
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +15,17 @@ from typing import Any
 
 import pytest
 
+from bundle.base.errors import PrerequisiteError
 from bundle.config import settings
-from bundle.doctor.check import Check
+from bundle.config.settings import Settings
+from bundle.doctor import accelerator, host
+from bundle.doctor.check import Check, fail
 from bundle.doctor.host import Needs, examine
-from bundle.machine import ports
+from bundle.machine import ports, setup
 from bundle.models import folder
-from support import modelfolder
+from bundle.service import lifecycle
+from bundle.service.deployment import Deployment
+from support import modelfolder, verbs
 from support.fakehost import INFO, PLUGINS, FakeHost
 
 NEEDS = Needs(target="cpu", image="engine:1", project="mine", port=0, memory=8 * 2**30)
@@ -484,21 +489,108 @@ def test_nvidias_hook_on_path_is_enough(fake: FakeHost) -> None:
     assert look(fake, GPU_NEEDS)["gpu in containers"].state == "ok"
 
 
-@pytest.mark.parametrize(("engine", "state"), [("28.3.2", "fail"), ("29.0.0", "ok")])
-def test_a_cdi_specification_is_enough_where_docker_answers_gpu_requests_with_it(fake: FakeHost, engine: str, state: str) -> None:
-    gpu_host(fake, Runtimes={"runc": {}}, ServerVersion=engine, CDISpecDirs=["/etc/cdi", "/var/run/cdi"])
-    fake.file("/var/run/cdi/nvidia.yaml", "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\n")
+CDI_FOLDERS = ["/etc/cdi", "/var/run/cdi"]
+
+
+def cdi_host(fake: FakeHost, cards: str = RTX_5090, **changes: Any) -> None:
+    """As the H100 host of reports/published/2026-11-26-h100-image: Docker 26.1.5 with CDI on, one specification, nothing else of NVIDIA's."""
+    gpu_host(fake, cards, **{"Runtimes": {"io.containerd.runc.v2": {}, "runc": {}}, "ServerVersion": "26.1.5", "CDISpecDirs": CDI_FOLDERS, **changes})
+    fake.file("/etc/cdi/nvidia.yaml", "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\ndevices:\n  - name: all\n")
+
+
+@pytest.mark.parametrize("engine", ["25.0.0", "26.1.5", "28.3.2"])
+def test_where_docker_gives_gpus_through_cdi_alone_that_is_chosen_and_said(fake: FakeHost, engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cdi_host(fake, ServerVersion=engine)
+    with fake.daemon():
+        chosen = accelerator.settled(settings.load("throughput", [], [], environ={}), fake.host())
+    why = "Docker here has no NVIDIA runtime, and gives GPUs by /etc/cdi/nvidia.yaml to who asks for CDI devices alone"
+    assert (chosen.value("HOST_ACCELERATOR"), chosen.origin["HOST_ACCELERATOR"]) == ("cuda-cdi", f"chosen: {why}")
+    assert f"HOST_ACCELERATOR: cuda-cdi: {why}" in " ".join(capsys.readouterr().err.split())
     found = look(fake, GPU_NEEDS)["gpu in containers"]
-    assert found.state == state
-    assert "/var/run/cdi/nvidia.yaml" in found.found
+    assert (found.state, found.found) == ("ok", "CDI: /etc/cdi/nvidia.yaml; HOST_ACCELERATOR=cuda-cdi is chosen for it")
+    assert look(fake, replace(GPU_NEEDS, cdi=True))["gpu in containers"].found == "CDI: /etc/cdi/nvidia.yaml"
+
+
+@pytest.mark.parametrize(("changes", "sets", "value"), [
+    ({"Runtimes": TOOLKIT}, (), ""),
+    ({"ServerVersion": "29.0.0"}, (), ""),
+    ({"CDISpecDirs": []}, (), ""),
+    ({"CDISpecDirs": ["/var/run/cdi"]}, (), ""),
+    ({"OperatingSystem": "Docker Desktop"}, (), ""),
+    ({}, ("HOST_ACCELERATOR=cuda",), "cuda"),
+    ({"Runtimes": TOOLKIT}, ("HOST_ACCELERATOR=cuda-cdi",), "cuda-cdi"),
+    ({}, ("HOST_REPLICAS=2",), ""),
+    ({}, ("HOST_GPUS=0",), ""),
+    ({}, ("IMAGE_TARGET=cpu",), ""),
+])
+def test_cdi_is_not_chosen_where_it_is_not_needed_cannot_do_it_or_something_else_was_said(
+        changes: dict[str, Any], sets: tuple[str, ...], value: str, fake: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    cdi_host(fake, **changes)
+    before = settings.load("throughput", [], sets, environ={})
+    with fake.daemon():
+        after = accelerator.settled(before, fake.host())
+    assert after is before
+    assert after.value("HOST_ACCELERATOR") == value
+    assert capsys.readouterr().err == ""
+
+
+def test_nvidias_hook_goes_before_cdi(fake: FakeHost) -> None:
+    cdi_host(fake)
+    fake.program("nvidia-container-runtime-hook", "exit 0")
+    before = settings.load("throughput", [], [], environ={})
+    with fake.daemon():
+        assert accelerator.settled(before, fake.host()) is before
+
+
+@pytest.mark.parametrize("needs", [{"replicas": 2, "gpus": 2}, {"chosen": ("0",)}])
+def test_who_divides_the_gpus_of_such_a_host_is_told_what_can_be_done(needs: dict[str, Any], fake: FakeHost) -> None:
+    cdi_host(fake, RTX_5090 + RTX_5090.replace("0, NV", "1, NV"))
+    found = look(fake, replace(GPU_NEEDS, **needs))["gpu in containers"]
+    assert found.state == "fail"
+    assert found.found == "CDI only (/etc/cdi/nvidia.yaml), and by that Docker before 29 gives all GPUs to one engine"
+    assert found.fix.startswith("one engine with all GPUs (HOST_REPLICAS=1, no HOST_GPUS), Docker 29, or install nvidia-container-toolkit")
+
+
+def test_a_newer_docker_answers_plain_requests_with_cdi(fake: FakeHost) -> None:
+    cdi_host(fake, ServerVersion="29.0.0")
+    assert look(fake, GPU_NEEDS)["gpu in containers"].found == "CDI: /etc/cdi/nvidia.yaml"
 
 
 @pytest.mark.parametrize(("folders", "state"), [(["/etc/cdi"], "ok"), ([], "fail")])
 def test_a_deployment_that_asks_through_cdi_needs_a_docker_that_has_it_on(fake: FakeHost, folders: list[str], state: str) -> None:
-    gpu_host(fake, Runtimes={"runc": {}}, ServerVersion="26.1.5", CDISpecDirs=folders)
-    fake.file("/etc/cdi/nvidia.yaml", "cdiVersion: 0.5.0\nkind: nvidia.com/gpu\n")
+    cdi_host(fake, CDISpecDirs=folders)
     assert look(fake, replace(GPU_NEEDS, cdi=True))["gpu in containers"].state == state
-    assert "HOST_ACCELERATOR=cuda-cdi" in look(fake, GPU_NEEDS)["gpu in containers"].fix or not folders
+
+
+@pytest.mark.parametrize("roll", [False, True])
+def test_a_start_goes_by_what_was_chosen(roll: bool, fake: FakeHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Up to the checks of the host, which is where this start ends."""
+    cdi_host(fake)
+    monkeypatch.setattr(accelerator, "Host", fake.host)
+    monkeypatch.setattr(setup, "prepare", lambda _: None)
+    asked: list[Settings] = []
+
+    def checked(models: Sequence[Settings]) -> list[Check]:
+        asked.extend(models)
+        return [fail("x", "y", "z")]
+
+    monkeypatch.setattr(host, "host_checks", checked)
+    chosen = settings.load("throughput", [], ["HOST_ACCELERATOR=" + ("cuda" if roll else ""), *(["HOST_REPLICAS=2"] if roll else [])], environ={})
+    with fake.daemon(), pytest.raises(PrerequisiteError, match="x: y"):
+        lifecycle.up([chosen], Deployment(project="cdi-test", state=tmp_path), roll=roll)
+    assert [each.value("HOST_ACCELERATOR") for each in asked] == ["cuda" if roll else "cuda-cdi"]
+
+
+def test_check_shows_it_and_writes_it_for_plain_compose_but_not_for_a_named_gpu(fake: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    cdi_host(fake)
+    monkeypatch.setattr(accelerator, "Host", fake.host)
+    sets = ("--profile", "throughput", "--set", "ENGINE_MODEL=/opt/bundle/selftest-model", "--set", "ENGINE_MAX_NUM_SEQS=8")
+    with fake.daemon():
+        done = verbs.call("check", *sets, "--flatten")
+        named = verbs.call("check", *sets, "--gpu", "rtx-5090", "--flatten")
+    assert "\nHOST_ACCELERATOR=cuda-cdi\n" in done.stdout, done.stderr
+    assert "# chosen: Docker here has no NVIDIA runtime" in done.stdout
+    assert "\nHOST_ACCELERATOR=\n" in named.stdout
 
 
 # Files

@@ -352,7 +352,15 @@ def several(model: Path) -> None:
     (model / "config.json").unlink()
 
 
-@pytest.mark.parametrize("spoil", [adapter, stray, left_over, gguf, pickle, several])
+def bitsandbytes(model: Path) -> None:
+    (model / "config.json").write_text('{"model_type": "llama", "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": true}}')
+
+
+def mlx(model: Path) -> None:
+    (model / "config.json").write_text('{"model_type": "llama", "quantization_config": {"group_size": 64, "bits": 4}}')
+
+
+@pytest.mark.parametrize("spoil", [adapter, stray, left_over, gguf, pickle, several, bitsandbytes, mlx])
 def test_model_check_fit_and_doctor_say_the_same_of_a_folder(spoil: Callable[[Path], None], model: Path) -> None:
     spoil(model)
     said = misfits(model)[0].found

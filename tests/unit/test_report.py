@@ -1,5 +1,6 @@
 """The archive for a bug report holds what every verb says, and no secret of any kind that is planted."""
 
+import sys
 import tarfile
 from pathlib import Path
 
@@ -24,12 +25,21 @@ def world(tmp_path: Path) -> World:
 
 
 def test_the_archive_has_every_part_and_nothing_that_was_planted(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_said", lambda *command: "\n".join(PLANTED.values()))
+    asked: list[tuple[str, ...]] = []
+
+    def said(*command: str) -> str:
+        asked.append(command)
+        return "\n".join(PLANTED.values())
+
+    monkeypatch.setattr(report, "_said", said)
     out = tmp_path / "r.tar.gz"
     names = report.write(world.deployment(), out)
     assert {"versions.json", "doctor.txt", "check.txt", "fit.txt", "status.txt", "top.txt", "env/fake.env", "logs/engine.log", "logs/gateway.log",
             "metrics/engine.txt"} <= set(names)
     assert out.stat().st_mode & 0o077 == 0
+    of_it = {Path(words[1]).stem: words[2:] for words in asked if words[0] == sys.executable}
+    brought_up, runs = ("--env-file", str(world.deployment().env_file), "--json"), ("--project", "fake", "--json")
+    assert of_it == {"doctor": brought_up, "check": brought_up, "fit": brought_up, "status": runs, "top": runs}, "not of this host's own choice"
     with tarfile.open(out) as archive:
         texts = {member.name: (archive.extractfile(member) or pytest.fail(member.name)).read().decode() for member in archive.getmembers()}
     assert len(texts) == len(names)

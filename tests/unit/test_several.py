@@ -137,6 +137,17 @@ def test_the_files_of_a_deployment_hold_each_model_and_the_routes(root: Path) ->
     assert f"GATEWAY_MODELS_FILE={root / 'p.models'}\n" in texts["env"]
     assert "GATEWAY_BACKENDS='engine engine-b'\n" in texts["env"] or "GATEWAY_BACKENDS=engine engine-b\n" in texts["env"]
     assert "ENGINE_RUNNER=pooling" in texts["b.engine.env"]
+    assert "MONITORING_ENGINES=\n" in texts["env"]
+
+
+def test_monitoring_knows_every_engine_of_every_model(root: Path) -> None:
+    embed = root / "env" / "cpu-embed.env"
+    embed.write_text(embed.read_text() + "HOST_REPLICAS=3\n")
+    models = load(root, "cpu,cpu-embed", "HOST_MONITORING=on", "HOST_REPLICAS=2", "ENGINE_MODEL=/opt/bundle/selftest-model")
+    settings.require(models)
+    assert models[0].value("MONITORING_ENGINES") == "engine engine-2"
+    texts = Deployment(project="p", state=root).texts(models)
+    assert "MONITORING_ENGINES=engine engine-2 engine-b engine-b-2 engine-b-3\n" in texts["env"]
 
 
 @pytest.mark.parametrize(("modules", "said"), [

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypedDict
+from typing import Any, Self, TypedDict
 
 from bundle.base.errors import BundleError
 from bundle.bench import rundata
@@ -20,6 +20,10 @@ CLOSE_S = 10.0
 
 class _Outputs(TypedDict):
     texts: list[str]
+
+
+class _Posted(TypedDict):
+    answers: list[dict[str, Any]]
 
 
 class AgentError(BundleError):
@@ -74,6 +78,11 @@ class Agent:
         """What the engine writes for each prompt at temperature 0, one after the other."""
         request = {"base_url": base_url, "served_model_name": served_model_name, "prompts": list(prompts), "max_tokens": max_tokens}
         return self._ask(_Outputs, "outputs", request, f"{len(prompts)} outputs", limit_s)["texts"]
+
+    def post(self, path: str, bodies: Sequence[Mapping[str, object]], *, base_url: str, limit_s: float) -> list[dict[str, Any]]:
+        """What the engine answers to each body at `path`, one after the other."""
+        request = {"base_url": base_url, "path": path, "bodies": list(bodies)}
+        return self._ask(_Posted, "post", request, f"{len(bodies)} answers of {path}", limit_s)["answers"]
 
     def model(self, path: str, *, limit_s: float = 60.0) -> ModelData:
         """`config` (config.json as it is) and `weights_bytes` of the model at `path`, as the engine sees it."""

@@ -9,12 +9,14 @@ from statistics import median
 
 from bundle.base import files
 from bundle.base.errors import BundleError
-from bundle.bench import recommend, roofline, runner, startphases, statistics
+from bundle.bench import answers, recommend, roofline, runner, startphases, statistics
 from bundle.bench.matrix import TOGETHER
 from bundle.bench.rundata import (
     NOT_MEASURED,
     RESULT,
     RUN,
+    AnswersData,
+    AnswersFound,
     CellResult,
     ColdAndWarm,
     Distance,
@@ -53,7 +55,8 @@ def analyse(run_dir: Path) -> Recommended:
     cells = {name: _Cell(run=run, name=name, legs=_legs_of(legs, name)) for name in run["cells"]}
     control = cells[run["control"]]
     found: dict[str, CellResult] = {
-        name: {**run["cells"][name], **cell.found(), "output_check": _same_answers(cell, control)} for name, cell in cells.items()}
+        name: {**run["cells"][name], **cell.found(), "output_check": _same_answers(cell, control), "answers": _answers(cell, control)}
+        for name, cell in cells.items()}
     wrong = [name for name, cell in found.items() if cell["output_check"]["verdict"] == "different"]
     found_all: Result = {
         **run, "finished": max((sample["at"] + sample["seconds"] for leg in legs for sample in leg["samples"]), default=run["started"]),
@@ -78,6 +81,11 @@ class _Cell:
     run: Run
     name: str
     legs: Sequence[LegData]
+
+    @property
+    def answers(self) -> AnswersData | None:
+        """Of its first start that was asked for them."""
+        return next((leg["answers"] for leg in self.legs if "answers" in leg), None)
 
     @property
     def complete(self) -> bool:
@@ -176,6 +184,10 @@ def _same_answers(cell: _Cell, control: _Cell) -> SameAnswers:
     else:
         verdict = "may differ" if cell.run["cells"][cell.name]["outputs"] == "may differ" else "different"
     return {"verdict": verdict, "equal": equal, "of": len(pairs)}
+
+
+def _answers(cell: _Cell, control: _Cell) -> AnswersFound | None:
+    return answers.compared(own, theirs) if (own := cell.answers) and (theirs := control.answers) else None
 
 
 def _compared(cells: Mapping[str, _Cell], control: _Cell, wrong: Collection[str]) -> Iterator[Row]:

@@ -111,7 +111,7 @@ class Cell:
 @dataclass(frozen=True, kw_only=True)
 class Suite:
     """What one run measures: each cell against `control`. `rounds`: visits to each cell, forwards and backwards in turn;
-    `repeats`: measured loads of each workload in a visit."""
+    `repeats`: measured loads of each workload in a visit; `minutes`: it has ended by then, with what there is (0: whenever it is through)."""
 
     name: str
     about: str
@@ -120,6 +120,7 @@ class Suite:
     workloads: tuple[Workload, ...]
     rounds: int
     repeats: int
+    minutes: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -405,7 +406,7 @@ def _cell(reader: _Reader, name: str, at: _At) -> Cell:
 
 
 def _suite(reader: _Reader, name: str, at: _At, cells: Mapping[str, Cell], workloads: Mapping[str, Workload]) -> Suite:
-    fields = reader.fields(at, ("about", "control", "cells", "workloads", "rounds", "repeats"))
+    fields = reader.fields(at, ("about", "control", "cells", "workloads", "rounds", "repeats"), ("minutes",))
     about, control = reader.text(fields, "about"), reader.text(fields, "control")
     members, loads = reader.picked(fields, "cells", cells), reader.picked(fields, "workloads", workloads)
     if control and control not in cells:
@@ -416,4 +417,5 @@ def _suite(reader: _Reader, name: str, at: _At, cells: Mapping[str, Cell], workl
     if rounds * repeats == 1:
         reader.wrong(fields["repeats"], "one load of each workload shows no spread, and nothing could be compared. Use 2 or more.")
     return Suite(name=name, about=about, control=cells.get(control, _NO_CELL), cells=tuple(cells[one] for one in members),
-                 workloads=tuple(workloads[one] for one in loads), rounds=rounds, repeats=repeats)
+                 workloads=tuple(workloads[one] for one in loads), rounds=rounds, repeats=repeats,
+                 minutes=reader.number(fields, "minutes", _POSITIVE))

@@ -11,9 +11,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from bundle.bench import analysis, plots, recommend
+from bundle.bench import analysis, plots, published, recommend
 from bundle.bench.recommend import comparison
-from bundle.bench.rundata import GUARD_METRIC, MAIN_METRIC, NOT_MEASURED, CellResult, Facts, Metric, Result, Row
+from bundle.bench.rundata import GUARD_METRIC, MAIN_METRIC, NOT_MEASURED, AnswersFound, CellResult, Facts, Metric, Result, Row
 
 _LATENCIES = {"ttft_ms": "TTFT", "itl_ms": "ITL", "tpot_ms": "TPOT", "e2e_ms": "whole request"}
 _FACTS = {"kv_cache_tokens": "KV cache, tokens", "kv_cache_gib": "KV cache, GiB", "weights_gib": "weights, GiB", "activation_gib": "activations, GiB",
@@ -120,12 +120,14 @@ def _parts(result: Result) -> Iterator[Part]:
         "alone puts a wrong verdict into at most one table of twenty. Better and worse: beyond noise too."])
     for workload in result["workloads"]:
         yield Part(title=_title(result, workload), level=3, blocks=[_load(result, workload), _speeds(result, workload)])
+    yield Part(title="This host beside the published runs", blocks=list(_published(result)))
     yield Part(title="What did not run", blocks=[_failures(result)])
     yield Part(title="Are the answers the same?", blocks=[
         "Each cell answered the same prompts at temperature 0. Where a setting must not change what is computed, answers other than the control's "
         "are an error." + (" The weights are random ones of vLLM's, so small that each answer hangs on its prompt's last token alone: equal answers "
                            "say nothing here." if analysis.dummy_weights(result) else ""),
         _outputs(result)])
+    yield Part(title="How good are the answers?", blocks=list(_answers(result)))
     yield from _latencies(result)
     yield from _memory_and_starts(result)
     yield from _limits(result)
@@ -183,6 +185,18 @@ def _failures(result: Result) -> Table | str:
     return Table(columns=("cell", "state", "reason", "remedy"), rows=rows, numbers=False) if rows else "Every cell started and was measured."
 
 
+def _published(result: Result) -> Iterator[str | Table]:
+    found = published.beside(result)
+    if not found:
+        yield "No run under reports/published has a load of this one."
+        return
+    yield ("Rates of another GPU, engine version or model stand here to be looked at together, and nothing follows from their difference alone; a "
+           "cell's ratio to the control of its own run tells more.")
+    for workload, rows in found.items():
+        yield f"{workload}:"
+        yield Table(columns=published.COLUMNS, rows=rows, numbers=False)
+
+
 def _outputs(result: Result) -> Table:
     rows = []
     for name, cell in result["cells"].items():
@@ -191,6 +205,24 @@ def _outputs(result: Result) -> Table:
             equal = f"{check['equal']} of {check['of']}" if check["of"] else NOT_MEASURED
             rows.append([name, cell["outputs"], check["verdict"], equal])
     return Table(columns=("cell", "its answers", "verdict", "equal answers"), rows=rows, numbers=False)
+
+
+def _answers(result: Result) -> Iterator[str | Table]:
+    asked = {name: found for name, cell in result["cells"].items() if (found := cell.get("answers"))}
+    if not asked:
+        yield f"{NOT_MEASURED.capitalize()}."
+        return
+    yield ("Perplexity over a fixed text of about 2,000 tokens, by what the engine itself says of each token: cell / control, with its 95 % "
+           "interval; above 1 is worse. Answers to 20 fixed questions at temperature 0 that are the control's word for word, and structured answers "
+           "that keep their schema. With random weights none of this says anything.")
+    yield Table(columns=("cell", "perplexity", "/ control", "verdict", "equal answers", "valid structure"), numbers=False, rows=[
+        [name, f"{found['perplexity']:.3f}" if found["perplexity"] else f"{NOT_MEASURED}: {found['error']}", _of_control(found), found["verdict"],
+         f"{found['equal']} of {found['of']}" if found["of"] else "", f"{found['structured']} of {found['structured_of']}"]
+        for name, found in asked.items()])
+
+
+def _of_control(found: AnswersFound) -> str:
+    return f"{found['ratio']:.4f} ({found['low']:.4f} to {found['high']:.4f})" if found["ratio"] else ""
 
 
 def _latencies(result: Result) -> Iterator[Part]:

@@ -222,6 +222,17 @@ class Deployed(TypedDict):
     sha256: str
 
 
+class AnswersData(TypedDict):
+    """What an engine answered (answers.py): the logarithm of each token's probability in the fixed text, the answers at temperature 0, and how many
+    of the structured ones were valid. `error` says why there are none."""
+
+    logprobs: list[float]
+    greedy: list[str]
+    structured: int
+    structured_of: int
+    error: str
+
+
 class LegData(TypedDict):
     """A file of legs/: one engine start and what was measured on it. `visits` is how often all workloads were gone through."""
 
@@ -236,6 +247,7 @@ class LegData(TypedDict):
     memory: Memory
     visits: int
     error: str
+    answers: NotRequired[AnswersData]
 
 
 class Metric(TypedDict):
@@ -275,6 +287,21 @@ class SameAnswers(TypedDict):
     of: int
 
 
+class AnswersFound(TypedDict):
+    """A cell's answers against the control's: the ratio of perplexities (cell / control, above 1: worse) with its 95 % interval; equal answers."""
+
+    perplexity: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+    equal: int
+    of: int
+    structured: int
+    structured_of: int
+    error: str
+
+
 class Found(TypedDict):
     """What was found of a cell, by itself."""
 
@@ -294,6 +321,7 @@ class CellResult(CellData, Found):
     """A cell in result.json."""
 
     output_check: SameAnswers
+    answers: NotRequired[AnswersFound | None]
 
 
 class Row(TypedDict):

@@ -5,20 +5,23 @@ Nothing is measured on a cell's first start where that had to compile (startphas
 
 import hashlib
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bundle.base import console, files
 from bundle.base.errors import ConfigurationError
-from bundle.bench import gpusampler, rundata, slo, startphases
+from bundle.bench import answers, gpusampler, rundata, slo, startphases
 from bundle.bench.agent import Agent, AgentError
 from bundle.bench.matrix import TOGETHER, Cell, Suite, Workload
 from bundle.bench.rundata import (
     RUN,
     Answer,
+    AnswersData,
     CellData,
     Data,
     Held,
@@ -112,6 +115,32 @@ class Progress:
         self.done += 1
 
 
+@dataclass(kw_only=True)
+class Limit:
+    """When a suite with `minutes` must have ended, by this call's own clock."""
+
+    until: float
+    longest: float = 0.0
+    """Seconds that a visit has taken at most: with less left none is begun."""
+
+    @classmethod
+    def of(cls, suite: Suite) -> "Limit":
+        return cls(until=time.monotonic() + 60 * suite.minutes if suite.minutes else math.inf)
+
+    @property
+    def left_s(self) -> float:
+        return max(1.0, self.until - time.monotonic())
+
+    def has_room(self) -> bool:
+        return time.monotonic() + self.longest < self.until
+
+    def held(self, settings: Settings) -> Settings:
+        """`settings` whose start waits no longer than there is time."""
+        if settings.ready_timeout_s <= self.left_s:
+            return settings
+        return settings.overridden({"HOST_READY_TIMEOUT_S": f"{math.ceil(self.left_s)}"}, "what is left of the suite's minutes")
+
+
 def write_json(path: Path, value: Mapping[str, object]) -> None:
     """`value` as JSON at `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,8 +171,9 @@ def run(job: Job, runtime: Runtime, follow_up: Callable[[], Job | None] = lambda
     """
     runtime.prepare(list(job.settings.values()))
     try:
+        limit = Limit.of(job.suite)
         _open(job, runtime)
-        measuring = _Measuring(job.folder, runtime)
+        measuring = _Measuring(job.folder, runtime, limit)
         try:
             measuring.measure(job)
             if more := follow_up():
@@ -201,8 +231,8 @@ def _workload(workload: Workload) -> WorkloadData:
 class _Measuring:
     """One call's work on a run."""
 
-    def __init__(self, folder: Path, runtime: Runtime) -> None:
-        self.folder, self.runtime, self.agents = folder, runtime, _Agents(folder)
+    def __init__(self, folder: Path, runtime: Runtime, limit: Limit) -> None:
+        self.folder, self.runtime, self.agents, self.limit = folder, runtime, _Agents(folder), limit
         self.first = self.order = 1 + max((leg["order"] for leg in read_legs(folder)), default=-1)
         self.warm: set[str] = set()
         """The cells whose compiled code lies in this call's caches, which go with its end."""
@@ -226,6 +256,10 @@ class _Measuring:
                 if cell.name in dead:  # it failed for a reason of its own, and would again
                     progress.count()
                     continue
+                if not self.limit.has_room():
+                    console.note(f"the suite's {self.job.suite.minutes:g} minutes leave no time for {progress.todo - progress.done} more visits")
+                    break
+                begun = time.monotonic()
                 progress.next(f"{cell.name}, round {number % self.job.suite.rounds + 1} of {self.job.suite.rounds}")
                 visit = self._start(cell, number, gpu)
                 if visit is not None and self._was_cold(visit):
@@ -238,6 +272,7 @@ class _Measuring:
                         visit.search()
                     finally:
                         visit.stop()
+                self.limit.longest = max(self.limit.longest, time.monotonic() - begun)
                 progress.count()
 
     def side_by_side(self) -> None:
@@ -253,6 +288,10 @@ class _Measuring:
         with gpusampler.Sampler([card.index for card in self.runtime.cards]) as gpu:
             try:
                 for number, group in enumerate(groups, start=first_group):
+                    if not self.limit.has_room():
+                        console.note(f"the suite's {self.job.suite.minutes:g} minutes are over")
+                        break
+                    begun = time.monotonic()
                     progress.next("side by side: " + ", ".join(cell.name for cell in (self.job.suite.control, *group)))
                     new = group if control else [self.job.suite.control, *group]
                     visits = self._start_together(new, gpu)
@@ -268,6 +307,7 @@ class _Measuring:
                                 visit.measure(gpu, alone=False, group=number)
                     finally:
                         _stop_all(visits)
+                    self.limit.longest = max(self.limit.longest, time.monotonic() - begun)
                     progress.count()
             finally:
                 _stop_all([control] if control else [])
@@ -275,7 +315,7 @@ class _Measuring:
     def _start(self, cell: Cell, number: int, gpu: gpusampler.Sampler) -> "_Visit | None":
         asked = time.time()
         try:
-            return self._visit(self.runtime.start(self.job.settings[cell.name], f"{self.order:03d}-{cell.name}"), cell, number)
+            return self._visit(self.runtime.start(self.limit.held(self.job.settings[cell.name]), f"{self.order:03d}-{cell.name}"), cell, number)
         except StartFailed as failed:
             self._failed(cell, number, failed, asked, gpu)
             return None
@@ -319,7 +359,7 @@ class _Measuring:
             "ok": True, "cold": self._cold(), "seconds": seconds, "phases": startphases.phases(log, engine.started, engine.ready, engine.held_s),
             "facts": startphases.facts(log), "reason": "", "remedy": "", "log_tail": []})
         console.note(f"  {cell.name} ready after {seconds:.0f} s")
-        return _Visit(job=self.job, cell=cell, engine=engine, leg=leg, agents=self.agents)
+        return _Visit(job=self.job, cell=cell, engine=engine, leg=leg, agents=self.agents, limit=self.limit)
 
     def _start_together(self, cells: Sequence[Cell], gpu: gpusampler.Sampler) -> list["_Visit"]:
         visits = self._all_started(cells, gpu)
@@ -329,7 +369,7 @@ class _Measuring:
 
     def _all_started(self, cells: Sequence[Cell], gpu: gpusampler.Sampler) -> list["_Visit"]:
         first, asked = self.order, time.time()
-        pairs = [(self.job.settings[cell.name], f"{first + at:03d}-{cell.name}") for at, cell in enumerate(cells)]
+        pairs = [(self.limit.held(self.job.settings[cell.name]), f"{first + at:03d}-{cell.name}") for at, cell in enumerate(cells)]
         visits = []
         for cell, outcome in zip(cells, self.runtime.start_together(pairs), strict=True):
             if isinstance(outcome, StartFailed):
@@ -372,6 +412,7 @@ class _Visit:
     engine: Engine
     leg: Leg
     agents: "_Agents"
+    limit: Limit
 
     def measure(self, gpu: gpusampler.Sampler, *, alone: bool, group: int) -> None:
         """Every workload `repeats` times, after a warm-up of each; at the first visit the outputs at temperature 0 too.
@@ -386,6 +427,8 @@ class _Visit:
                 self.leg.data["outputs"] = agent.outputs(PROMPTS, base_url=self.engine.base_url, served_model_name=self.engine.served_model_name,
                                                          max_tokens=OUTPUT_TOKENS, limit_s=LOAD_LIMIT_S)
                 self._note_model(agent)
+                if self.leg.data["round"] == self.job.part * self.job.suite.rounds:
+                    self.leg.data["answers"] = self._answers(agent)
                 for workload in self.job.suite.workloads:
                     self._load(agent, workload, seed=self._seed(workload, "warm-up", group, turn), requests=_warm_up(workload))
             for repeat in range(self.job.suite.repeats):
@@ -446,7 +489,7 @@ class _Visit:
         if requests is not None:
             given["num-prompts"] = str(requests)
         answer = agent.load(given, base_url=self.engine.base_url, model=self.engine.model, served_model_name=self.engine.served_model_name,
-                            limit_s=LOAD_LIMIT_S)
+                            limit_s=min(LOAD_LIMIT_S, self.limit.left_s))
         if not self.engine.alive():
             raise AgentError(f"the engine ended under load: {enginelog.last_error(chr(10).join(text for _, text in self.engine.log()))}")
         return answer
@@ -456,6 +499,19 @@ class _Visit:
         so that its prefix cache holds none of them."""
         place = f"{self.job.run} {workload.name} {what} {group} {self.leg.data['round']} {turn}"
         return int.from_bytes(hashlib.sha256(place.encode()).digest()[:4])
+
+    def _answers(self, agent: Agent) -> AnswersData:
+        """How good its answers are; an engine that refuses one of the requests (a pooling model, an API that it lacks) is measured all the same."""
+        def post(path: str, bodies: Sequence[Mapping[str, object]]) -> list[dict[str, Any]]:
+            return agent.post(path, bodies, base_url=self.engine.base_url, limit_s=min(LOAD_LIMIT_S, self.limit.left_s))
+
+        try:
+            return answers.ask(post, self.engine.served_model_name)
+        except (AgentError, ValueError) as error:
+            if not (self.engine.alive() and agent.alive()):
+                raise AgentError(str(error)) from error
+            console.note(f"  {self.cell.name}: its answers are not judged: {str(error)[:300]}")
+            return answers.unknown(str(error)[:300])
 
     def _note_model(self, agent: Agent) -> None:
         """Put the model's shape into run.json, once: only beside the engine can it be read for sure."""

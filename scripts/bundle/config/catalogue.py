@@ -253,6 +253,11 @@ def _json_fault(value: str) -> str:
     return ""
 
 
+def object_fault(value: str) -> str:
+    """What is wrong with `value` where one JSON object is due; "" when nothing is."""
+    return _json_fault(value) or ("" if isinstance(json.loads(value), dict) else f'{value!r} is not one JSON object: {{"name": value, …}}.')
+
+
 def _flag(name: str, raw: Mapping[str, Any]) -> Flag:
     fields: dict[str, Any] = {field: tuple(value) if isinstance(value, list) else value for field, value in raw.items()
                               if field in Flag.__dataclass_fields__ and value is not None}

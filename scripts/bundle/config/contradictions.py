@@ -189,6 +189,10 @@ def _gpus(values: _Values) -> Iterator[Finding]:
     if values.cuda and there is not None and wanted > there:
         yield (next(key for key in _SPLITS if key in values),
                f"splits the model over {wanted:g} GPUs, and the engine gets HOST_GPU_COUNT={there:g}. Use HOST_GPU_COUNT={wanted:g}.", "error")
+    copies, here = values.number("ENGINE_DATA_PARALLEL_SIZE") or 1, values.number("ENGINE_DATA_PARALLEL_SIZE_LOCAL") or 1
+    if here > copies:
+        yield ("ENGINE_DATA_PARALLEL_SIZE_LOCAL", f"is more than ENGINE_DATA_PARALLEL_SIZE={copies:g}, all the copies that there are. "
+               "Delete the line.", "error")
 
 
 def _visible_gpus(values: _Values) -> Iterator[Finding]:
@@ -251,7 +255,7 @@ def _replicas(values: _Values) -> Iterator[Finding]:
                "Name as many, or leave it empty for the first ones.", "error")
     if len(set(gpus)) < len(gpus):
         yield "HOST_GPUS", "names a GPU twice, and each engine takes most of its GPU's memory. Name each once.", "error"
-    if values["HOST_ACCELERATOR"] and (gpus or (replicas or 1) > 1):
+    if values["HOST_ACCELERATOR"] == "cuda-cdi" and (gpus or (replicas or 1) > 1):
         yield "HOST_ACCELERATOR", "gives an engine all GPUs, and HOST_GPUS or HOST_REPLICAS divide them. Leave one of the two out.", "error"
 
 

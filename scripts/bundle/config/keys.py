@@ -60,6 +60,12 @@ MOST_REPLICAS = 8
 MODELS = ("engine", "engine-b", "engine-c", "engine-d")
 """The services of the models of one deployment, of which each has its replicas behind it (engine-b-2 …), and their backends in the gateway."""
 
+
+def engines(model: str, replicas: int) -> tuple[str, ...]:
+    """The services of a model's engines; `model` is one of MODELS."""
+    return (model, *(f"{model}-{number}" for number in range(2, replicas + 1)))
+
+
 _NUMBER_KEY = HostKey(kind="number", required=True)
 _FILE = HostKey(path=True)
 _SIZE_KEY = HostKey(kind="size", required=True)
@@ -76,7 +82,7 @@ HOST_KEYS: dict[str, HostKey] = {
     "HOST_SHM_SIZE": _SIZE_KEY,
     "HOST_STOP_GRACE_S": _int(1, 3600),
     "HOST_READY_TIMEOUT_S": _int(1, 86_400),
-    "HOST_ACCELERATOR": HostKey(choices=("cuda-cdi",)),
+    "HOST_ACCELERATOR": HostKey(choices=("cuda", "cuda-cdi")),
     "HOST_GPU_COUNT": _int(1, 64),
     "HEALTH_STALL_S": _int(10, 86_400),
     "HOST_GPUS": HostKey(kind="gpus"),
@@ -120,8 +126,10 @@ HOST_KEYS: dict[str, HostKey] = {
 FOR_ENTRYPOINT = ("HEALTH_STALL_S",)
 """Keys that docker/engine/entrypoint.py reads, beside the engine: they are handed over with the engine's own settings."""
 
-DERIVED: tuple[str, ...] = ("COMPOSE_PROFILES", "GATEWAY_MONITORING", *(f"HOST_GPUS_{number}" for number in range(1, MOST_REPLICAS + 1)))
-"""What compose.yaml takes from HOST_REPLICAS, HOST_GPU_COUNT, HOST_GPUS and HOST_MONITORING: the services that run, and each replica's GPUs."""
+DERIVED: tuple[str, ...] = ("COMPOSE_PROFILES", "GATEWAY_MONITORING", "MONITORING_ENGINES",
+                            *(f"HOST_GPUS_{number}" for number in range(1, MOST_REPLICAS + 1)))
+"""What compose.yaml takes from HOST_REPLICAS, HOST_GPU_COUNT, HOST_GPUS and HOST_MONITORING: the services that run, those that Prometheus asks, and
+each replica's GPUs."""
 
 GATEWAY_WRITTEN = ("GATEWAY_BACKENDS", "GATEWAY_MODELS_FILE")
 """What `make up` tells the gateway of the models: the backends that it needs, and the file that says which model's name leads to which."""

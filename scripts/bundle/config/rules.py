@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 
 from bundle.base.text import near
-from bundle.config import verdicts, words
+from bundle.config import catalogue, verdicts, words
 from bundle.config.catalogue import Catalogue
 from bundle.config.envfile import Entry
 from bundle.config.keys import HOST_KEYS, PREFIXES
@@ -25,6 +25,8 @@ _REFUSED = {
     "ENGINE_UDS": "the gateway reaches the engine by TCP, which a Unix socket would replace. Delete the line.",
     "ENGINE_CONFIG": "a second file would hide its values from every check. Write each of its lines as ENGINE_<NAME>=<value>.",
 }
+_OBJECTS = ("--hf-overrides", "--speculative-config")
+"""Flags that take one JSON object. The engine's parser takes any text for the first, and ends later."""
 _SECRET = re.compile(r"(_API_KEY|_TOKEN|_SECRET|_SECRET_ACCESS_KEY|_PASSWORD)$")
 
 
@@ -59,6 +61,8 @@ class Rules:
             if value.lower() == words.AUTO != value:
                 return f"{value!r} is not a value. Write {key}={words.AUTO}."
             flag = replace(flag, words=(*flag.words, words.AUTO))
+        if flag and value and flag.name in _OBJECTS:
+            return catalogue.object_fault(value)
         if flag:
             return flag.fault(value) if value else ""
         if negated := self.catalogue.negated(key):

@@ -13,7 +13,7 @@ from bundle.base.text import near
 from bundle.config import catalogue, contradictions, envfile, profiles, verdicts
 from bundle.config.catalogue import Catalogue
 from bundle.config.envfile import Entry, Problem
-from bundle.config.keys import DERIVED, FOR_ENTRYPOINT, FROM_ENVIRONMENT, GATEWAY_WRITTEN, HOST_KEYS, is_shared
+from bundle.config.keys import DERIVED, FOR_ENTRYPOINT, FROM_ENVIRONMENT, GATEWAY_WRITTEN, HOST_KEYS, MODELS, engines, is_shared
 from bundle.config.rules import Rules
 from bundle.config.words import AUTO
 
@@ -367,7 +367,7 @@ def _replicas(value: Callable[[str], str]) -> dict[str, str]:
     replicas, count = int(value("HOST_REPLICAS")), int(value("HOST_GPU_COUNT"))
     monitoring = ["monitoring"] if value("HOST_MONITORING") == "on" else []
     derived = {"COMPOSE_PROFILES": ",".join([*(f"replica-{number}" for number in range(2, replicas + 1)), *monitoring]),
-               "GATEWAY_MONITORING": "on" if monitoring else ""}
+               "GATEWAY_MONITORING": "on" if monitoring else "", "MONITORING_ENGINES": " ".join(engines(MODELS[0], replicas)) if monitoring else ""}
     if value("IMAGE_TARGET") == "cuda":
         gpus = value("HOST_GPUS").split(",") if value("HOST_GPUS") else [str(index) for index in range(replicas * count)]
         derived |= {f"HOST_GPUS_{number}": ",".join(gpus[(number - 1) * count:number * count]) for number in range(1, replicas + 1)}

@@ -15,7 +15,10 @@ _TOOLKIT = "install nvidia-container-toolkit, then: nvidia-ctk runtime configure
 
 _IN_WINDOWS = "install or update NVIDIA's driver in Windows, to 580 or newer, then wsl --shutdown; inside WSL there must be none"
 _NO_CGROUPS = "sudo nvidia-ctk config --set nvidia-container-cli.no-cgroups --in-place"
-_CDI = "set HOST_ACCELERATOR=cuda-cdi in env/site.env"
+CDI = "cuda-cdi"
+"""HOST_ACCELERATOR, where GPUs are asked for through CDI: all of them, for one engine."""
+_BY_NAME = (29, 0)
+"""Docker that answers a plain request for GPUs with a CDI specification; before, who asks has to name CDI."""
 
 
 def gpu_checks(docker: Docker, host: Host, nvidia: Nvidia, *, named: Sequence[str] = (), count: int = 1, replicas: int = 1,
@@ -35,7 +38,16 @@ def gpu_checks(docker: Docker, host: Host, nvidia: Nvidia, *, named: Sequence[st
         yield fail("gpu", f"the driver lists none: {nvidia.error}", "install nvidia-smi (it comes with the driver); after a driver update, reboot")
     else:
         yield _cards(nvidia.gpus, named, count, replicas)
-    yield _in_containers(docker, host, cdi=cdi)
+    yield _in_containers(docker, host, cdi=cdi, divided=bool(named) or replicas > 1)
+
+
+def by_cdi_alone(docker: Docker, host: Host) -> str:
+    """The CDI specification by which this Docker gives GPUs, where it does so only to who asks for CDI devices by name; "" where it gives them to a
+    plain request, or not at all."""
+    off = not docker.server.get("CDISpecDirs")  # Docker 25 and later name the folders where the feature is on
+    if off or docker.remote or _hook(docker, host) or version(docker.server.get("ServerVersion", "")) >= _BY_NAME:
+        return ""
+    return next(iter(_specifications(docker, host)), "")
 
 
 def _cards(gpus: Sequence[Gpu], named: Sequence[str], count: int, replicas: int) -> Check:
@@ -56,23 +68,36 @@ def _cards(gpus: Sequence[Gpu], named: Sequence[str], count: int, replicas: int)
     return ok("gpu", found)
 
 
-def _in_containers(docker: Docker, host: Host, *, cdi: bool) -> Check:
-    """Whether a container that asks for a GPU gets one: Docker finds NVIDIA's hook by its name, newer ones a CDI specification."""
-    name = "gpu in containers"
-    if docker.rootless and not cdi and not re.search(r"^\s*no-cgroups\s*=\s*true", host.read("/etc/nvidia-container-runtime/config.toml"), re.M):
-        return fail(name, "Docker runs rootless, and NVIDIA's hook would set device rules, which only root may", _NO_CGROUPS)
-    if not cdi and "nvidia" in (docker.server.get("Runtimes") or {}):
-        return ok(name, "Docker has the nvidia runtime")
-    if not cdi and (hooks := host.programs("nvidia-container-runtime-hook", "/usr/bin")):
-        return ok(name, f"NVIDIA's hook at {hooks[0]}")
+def _hook(docker: Docker, host: Host) -> str:
+    """By what of NVIDIA's a plain request for GPUs is answered; "" where nothing is."""
+    if "nvidia" in (docker.server.get("Runtimes") or {}):
+        return "Docker has the nvidia runtime"
+    hooks = host.programs("nvidia-container-runtime-hook", "/usr/bin")
+    return f"NVIDIA's hook at {hooks[0]}" if hooks else ""
+
+
+def _specifications(docker: Docker, host: Host) -> list[str]:
+    """The CDI specifications of NVIDIA GPUs where Docker looks for them, or would."""
     folders = docker.server.get("CDISpecDirs") or ["/etc/cdi", "/var/run/cdi"]
     files = [f"{folder}/{file.name}" for folder in folders for pattern in ("*.yaml", "*.json") for file in sorted(host.path(folder).glob(pattern))]
-    described = [file for file in files if "nvidia.com/gpu" in host.read(file)]
+    return [file for file in files if "nvidia.com/gpu" in host.read(file)]
+
+
+def _in_containers(docker: Docker, host: Host, *, cdi: bool, divided: bool) -> Check:
+    """Whether a container that asks for a GPU gets one: Docker finds NVIDIA's hook by its name, newer ones a CDI specification."""
+    name = "gpu in containers"
+    if not cdi and not divided and (file := by_cdi_alone(docker, host)):
+        return ok(name, f"CDI: {file}; HOST_ACCELERATOR={CDI} is chosen for it")
+    if docker.rootless and not cdi and not re.search(r"^\s*no-cgroups\s*=\s*true", host.read("/etc/nvidia-container-runtime/config.toml"), re.M):
+        return fail(name, "Docker runs rootless, and NVIDIA's hook would set device rules, which only root may", _NO_CGROUPS)
+    if not cdi and (hook := _hook(docker, host)):
+        return ok(name, hook)
+    described = _specifications(docker, host)
     if not described:
         return fail(name, "neither the nvidia runtime nor a CDI specification", _TOOLKIT)
-    on = bool(docker.server.get("CDISpecDirs"))  # Docker 25 and later name them where the feature is on
-    if version(docker.server.get("ServerVersion", "")) < (29, 0) and not (cdi and on):
-        if on:
-            return fail(name, f"CDI only ({described[0]}), and Docker before 29 answers no plain GPU request with it", _CDI)
+    if version(docker.server.get("ServerVersion", "")) < _BY_NAME and not (cdi and docker.server.get("CDISpecDirs")):
+        if docker.server.get("CDISpecDirs"):
+            return fail(name, f"CDI only ({described[0]}), and by that Docker before 29 gives all GPUs to one engine",
+                        f"one engine with all GPUs (HOST_REPLICAS=1, no HOST_GPUS), Docker 29, or {_TOOLKIT}")
         return fail(name, f"CDI only ({described[0]}), and this Docker does not use it", _TOOLKIT)
     return ok(name, f"CDI: {described[0]}")

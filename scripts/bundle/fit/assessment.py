@@ -9,9 +9,9 @@ from bundle.config import words
 from bundle.config.envfile import Problem
 from bundle.config.settings import MODEL_IN_CONTAINER, SELFTEST_MODEL, Settings
 from bundle.config.words import Resolved
-from bundle.fit import estimation, found, quantization, remedies, report
+from bundle.fit import drafts, estimation, found, quantization, remedies, report
 from bundle.fit.estimation import Difference, Estimate
-from bundle.fit.modelshape import read, read_quantization
+from bundle.fit.modelshape import read, read_config, read_quantization
 from bundle.fit.remedies import Change
 from bundle.fit.request import requested
 from bundle.machine import devices
@@ -20,6 +20,7 @@ from bundle.machine.facts import Host
 
 SHARE_KEY = "ENGINE_GPU_MEMORY_UTILIZATION"
 QUANTIZATION_KEY, SEQUENCES_KEY = "ENGINE_QUANTIZATION", "ENGINE_MAX_NUM_SEQS"
+DEPRECATED_KEY = "ENGINE_ALLOW_DEPRECATED_QUANTIZATION"
 NO_MODEL = "no model is known"
 HOPELESS = "Take a smaller model, or a larger GPU"
 
@@ -89,18 +90,38 @@ def model_folder(settings: Settings) -> Path | None:
 
 def held_to_model(settings: Settings) -> Settings:
     """`settings` with what the engine would refuse for their model among their errors, as far as its config.json can be read."""
-    folder, entry = model_folder(settings), settings.entries.get(QUANTIZATION_KEY)
-    if not folder or not entry or entry.value == words.AUTO:
+    folder = model_folder(settings)
+    if not folder:
         return settings
+    draft = drafts.of(settings)
     try:
-        method = quantization.refused(read_quantization(folder), entry.value)
+        refusals = {QUANTIZATION_KEY if _asked(settings) else "MODEL_DIR": _refusal(settings, folder),
+                    **({draft.key: drafts.refused(draft, folder)} if draft else {})}
     except PrerequisiteError:
         return settings  # `make doctor` and the start say what is wrong with the folder
-    if not method:
-        return settings
-    message = (f"the checkpoint in {folder} is quantized already ({method}), and the engine refuses to make {entry.value} of it. "
-               f"Set {QUANTIZATION_KEY}=auto, or take the checkpoint with 16-bit weights.")
-    return replace(settings, problems=(*settings.problems, Problem(file=entry.file, line=entry.line, key=entry.key, message=message)))
+    problems = [Problem(file=settings.entries[key].file, line=settings.entries[key].line, key=key, message=message)
+                for key, message in refusals.items() if message]
+    return replace(settings, problems=(*settings.problems, *problems))
+
+
+def _asked(settings: Settings) -> str:
+    """The method that ENGINE_QUANTIZATION asks for; "": none."""
+    wanted = settings.value(QUANTIZATION_KEY)
+    return "" if wanted == words.AUTO else wanted
+
+
+def _refusal(settings: Settings, folder: Path) -> str:
+    """Why the engine would not load the checkpoint in `folder` by the method that it has or that is asked for; "" where it would."""
+    said, wanted = read_quantization(folder), _asked(settings)
+    if not quantization.takes(said, wanted, model_type=str(read_config(folder).get("model_type")), target=settings.image_target):
+        state = f"quantized already ({quantization.method(said) or 'it does not say how'})" if said else "not quantized"
+        instead = "take the checkpoint with 16-bit weights" if said else f"a method for 16-bit weights: {', '.join(quantization.ONLINE)}"
+        return f"the checkpoint in {folder} is {state}, and the engine refuses to make {wanted} of it. Set {QUANTIZATION_KEY}=auto, or {instead}."
+    method = quantization.method(said) or wanted
+    if method in quantization.DEPRECATED and settings.value(DEPRECATED_KEY) != "true" and wanted != "humming":
+        return (f"the engine takes {method} (the checkpoint in {folder}) with {DEPRECATED_KEY}=true alone, and is about to drop it. Add that line, "
+                "or take another checkpoint of the model.")
+    return ""
 
 
 def assess(settings: Settings, gpu: str = "", *, host: Host | None = None, idle: bool = True) -> Fit:
@@ -140,7 +161,9 @@ def estimated(settings: Settings, folder: Path, device: Device | None, *, measur
     request = requested(own, overhead=measured_overhead)
     if measured_overhead is None:
         request = replace(request, correction=found.correction(own, folder, device))
-    estimate = estimation.estimate(read(folder, request.hf_overrides), request, device)
+    model = drafts.beside(read(folder, request.hf_overrides), request.draft, folder, quantization=request.quantization,
+                          float_bytes=request.float_bytes)
+    estimate = estimation.estimate(model, request, device)
     if estimate.sequences_why:
         known[SEQUENCES_KEY] = Resolved(value=str(estimate.max_num_seqs), why=estimate.sequences_why)
     return Fit(device=device, estimate=estimate, resolved=known)

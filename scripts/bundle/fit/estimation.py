@@ -232,7 +232,7 @@ def _weights(model: Model, request: Request) -> dict[str, tuple[int, int]]:
     for weight in model.weights:
         elements, size = sums.get(weight.kind, (0, 0))
         sums[weight.kind] = elements + weight.elements, size + schemes.loaded_bytes(weight, element_bits=8 * request.float_bytes, scheme=scheme)
-    return sums
+    return sums | ({"draft": model.draft} if model.draft[1] else {})
 
 
 def _on_one_gpu(kind: str, size: int, gpus: int) -> int:
@@ -259,7 +259,7 @@ def _cache(model: Model, request: Request, *, in_flight: int) -> Cache:
     return cache(model.attention, Layout(
         dtype=dtype, float_bytes=request.float_bytes, gpus=request.tensor_parallel, in_flight=in_flight,
         block_tokens=request.block_tokens or _BLOCK_TOKENS[request.target], windows=request.hybrid_cache and request.windows,
-        prefix_caching=request.prefix_caching, guesses=request.guesses, state_type=request.state_type))
+        prefix_caching=request.prefix_caching, guesses=request.draft.guesses if request.draft else 0, state_type=request.state_type))
 
 
 def _length(model: Model, request: Request, cache: Cache, memory: int) -> tuple[int, int]:

@@ -44,6 +44,8 @@ class Model:
     notes: tuple[str, ...]
     towers: bool = False
     """It takes images or sound too."""
+    draft: tuple[int, int] = (0, 0)
+    """Elements and bytes of the weights of what guesses ahead (drafts.py)."""
 
 
 def read(directory: Path, overrides: Mapping[str, Any] | None = None) -> Model:
@@ -109,7 +111,9 @@ def architectures(config: Mapping[str, Any]) -> str:
 
 def read_quantization(directory: Path) -> Mapping[str, Any]:
     """How the checkpoint in `directory` says that it is quantized (`words.declared`); empty when it does not. Raises PrerequisiteError as `read`."""
-    return words.declared(read_config(directory), directory)
+    said = words.declared(read_config(directory), directory)
+    producer = said.get("producer")  # ModelOpt's own file, put into config.json as it is (model_arch_config_convertor.py)
+    return {**said, "quant_method": "modelopt"} if isinstance(producer, dict) and producer.get("name") == "modelopt" else said
 
 
 def _has_towers(raw: Mapping[str, Any]) -> bool:

@@ -30,7 +30,7 @@ def parts(model: Model, request: Request, device: Device, *, tokens: int, seqs: 
     if model.attention.latent_copies:
         found["second copy of MLA projections"] = model.attention.latent_copies * request.float_bytes // gpus
     if request.adapters:
-        size = sum(sum(_sides(model, weight)) * weight.count for weight in model.weights if weight.kind in ("linear", "expert"))
+        size = sum(_sides(model, weight, request) * weight.count for weight in model.weights if weight.kind in ("linear", "expert"))
         found[f"{request.adapters} LoRA adapters of rank {request.rank}"] = size * request.rank * request.adapters * request.float_bytes
     if model.towers and not request.text_only:
         # One step's worth of embeddings at least (v1/core/encoder_cache_manager.py, compute_mm_encoder_budget).
@@ -47,12 +47,21 @@ def most_captured(request: Request, device: Device, *, tokens: int) -> int:
     return min(request.largest_capture or (1024 if device.capability[0] == 10 else 512), tokens)
 
 
-def _sides(model: Model, weight: Weight) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer: the sides of an adapter's two matrices, which the engine holds beside it, zero until one is loaded
-    (lora/layers/column_parallel_linear.py, create_lora_weights)."""
-    by_rows = str(model.quantization.get("quant_method", "")).startswith("gptq")  # the others pack along the columns
-    packed = max(1, weight.packed)
-    return (weight.rows * packed, weight.columns) if by_rows else (weight.rows, weight.columns * packed)
+def _sides(model: Model, weight: Weight, request: Request) -> int:
+    """Inputs and outputs of a linear layer on one GPU: the sides of an adapter's two matrices, which the engine holds beside it, zero until one is
+    loaded (lora/layers/base_linear.py and fused_moe.py, create_lora_weights).
+
+    The side that is as wide as the model is whole on every GPU, what is in between is split with the layer; fully sharded, both are.
+    """
+    packed, gpus, method = max(1, weight.packed), request.tensor_parallel, str(model.quantization.get("quant_method", ""))
+    inputs, outputs = weight.columns * packed, weight.rows
+    if packed > 1 and method.startswith("gptq"):
+        inputs, outputs = weight.rows * packed, weight.columns
+    elif packed > 1 and method.startswith("awq"):
+        inputs, outputs = weight.rows, weight.columns * packed
+    if request.sharded_adapters:
+        return (inputs + outputs) // gpus
+    return inputs // gpus + outputs if outputs == model.hidden != inputs else inputs + outputs // gpus
 
 
 def capture_sizes(request: Request, device: Device, *, tokens: int, seqs: int) -> list[int]:

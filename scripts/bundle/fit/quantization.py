@@ -88,18 +88,50 @@ def _compressed(config: Mapping[str, Any]) -> Scheme | None:
     return Scheme(name=f"compressed-tensors {bits} bit", bits=bits, group=group, group_bytes=2 + zero_point)
 
 
-_SAME = {"awq_marlin": "awq", "auto_awq": "awq", "gptq_marlin": "gptq", "auto_gptq": "gptq"}
+DEPRECATED = ("fbgemm_fp8", "fp_quant")
+"""Methods that the engine takes with --allow-deprecated-quantization alone (model_executor/layers/quantization/__init__.py)."""
+
+AUTO_ROUND = "auto-round"
+"""What the engine knows under another name: inc."""
+_NAMES = {"awq": ("auto_awq", "awq", "awq_marlin"), "gptq": ("auto_gptq", "gptq", "gptq_marlin"), "fp8": ("deepseek_v4_fp8", "fp8")}
+"""One method under its several names, as the engine takes them for a checkpoint of the first one's."""
+_WHILE_LOADING = (*ONLINE, "deepseek_v4_fp8", "gpt_oss_mxfp4", "humming", "mxfp4")
+"""What the engine takes for weights that are not quantized."""
 
 
-def refused(config: Mapping[str, Any], wanted: str) -> str:
-    """The method of the checkpoint that `config` describes, where the engine would refuse --quantization `wanted` for it; "" where it would not.
+def method(config: Mapping[str, Any]) -> str:
+    """The method that a checkpoint's `config` (its quantization_config) names, as the engine spells it; "" where it names none."""
+    return str(config.get("quant_method") or "").lower().replace("compressed_tensors", "compressed-tensors")
 
-    vLLM overrides a wanted method for ModelOpt's checkpoints only, and takes one method under its several names (0.33.0, config/model.py).
+
+def takes(config: Mapping[str, Any], wanted: str, *, model_type: str = "", target: str = "cuda") -> bool:
+    """Whether the engine `target` takes --quantization `wanted` for the checkpoint that `config` describes ({}: it is not quantized).
+
+    As vLLM decides it (0.33.0, config/model.py, _verify_quantization, and each method's override_quantization_method); a contract test asks both
+    engines for every pair.
     """
-    method = str(config.get("quant_method") or "").lower()
-    if wanted in ("", "None") or not method or method.startswith("modelopt"):
-        return ""
-    return "" if _SAME.get(wanted, wanted) == _SAME.get(method, method) else method
+    own = method(config)
+    if wanted in ("", "None") or not config:
+        return wanted in ("", "None", *_WHILE_LOADING)
+    if own == "mxfp4" and model_type == "gpt_oss":  # overridden, whatever is asked for
+        return wanted != "humming"
+    if wanted == "humming" or own == AUTO_ROUND or (own.startswith("modelopt") and _is_overridden(config)):
+        return True
+    if wanted == "moe_wna16":
+        return own == wanted or _goes_to_moe_wna16(own, config, target)
+    return wanted in (("awq",) if own == "awq" and target == "cpu" else _NAMES.get(own, (own,)))
+
+
+def _is_overridden(config: Mapping[str, Any]) -> bool:
+    inner = config.get("quantization")
+    algorithm = str((inner if isinstance(inner, Mapping) else config).get("quant_algo", "")).upper()
+    return algorithm in ("FP8", "MIXED_PRECISION") or "FP4" in algorithm or "MXFP8" in algorithm
+
+
+def _goes_to_moe_wna16(own: str, config: Mapping[str, Any], target: str) -> bool:
+    if own == "gptq":
+        return config.get("bits") in (4, 8) and not (config.get("desc_act") and config.get("group_size") != -1)
+    return own == "awq" and config.get("bits") == 4 and target != "cpu"
 
 
 def kv_cache(config: Mapping[str, Any], *, latent: bool = False) -> str:

@@ -9,6 +9,8 @@ from bundle.base.errors import ConfigurationError
 from bundle.config import catalogue
 from bundle.config.keys import size_bytes
 from bundle.config.settings import Settings
+from bundle.fit import drafts
+from bundle.fit.drafts import Draft
 from bundle.machine.devices import GIB
 
 AUTO = "auto"
@@ -20,12 +22,10 @@ _FLAGS = ("--gpu-memory-utilization", "--dtype", "--quantization", "--kv-cache-d
           "--max-num-batched-tokens", "--kv-cache-memory-bytes", "--tensor-parallel-size", "--pipeline-parallel-size", "--block-size",
           "--cudagraph-capture-sizes", "--max-cudagraph-capture-size", "--performance-mode", "--enforce-eager", "--optimization-level",
           "--compilation-config", "--async-scheduling", "--cpu-offload-gb", "--disable-hybrid-kv-cache-manager", "--disable-sliding-window",
-          "--enable-lora", "--max-loras", "--max-lora-rank", "--language-model-only", "--hf-overrides", "--enable-prefix-caching",
-          "--mamba-ssm-cache-dtype")
+          "--enable-lora", "--max-loras", "--max-lora-rank", "--fully-sharded-loras", "--language-model-only", "--hf-overrides",
+          "--enable-prefix-caching", "--mamba-ssm-cache-dtype", "--speculative-config", "--spec-method", "--spec-model", "--spec-tokens")
 _KEYS = ("HOST_ENGINE_MEMORY", "HOST_REQUEST_TOKENS", "IMAGE_TARGET", "VLLM_CPU_KVCACHE_SPACE")
-_UNCOUNTED = {"--speculative-config": "the draft of ENGINE_SPECULATIVE_CONFIG", "--spec-model": "the draft model ENGINE_SPEC_MODEL",
-              "--kv-cache-dtype-skip-layers": "layers that keep 16-bit keys and values"}
-_FROM_THE_PROMPT = ("ngram", "ngram_gpu", "suffix")  # drafts that are no model
+_UNCOUNTED = {"--kv-cache-dtype-skip-layers": "layers that keep 16-bit keys and values"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +80,13 @@ class Request:
     """False: no state of a hybrid's layers is kept for it."""
     state_type: str = ""
     """The data type of the states of layers without keys and values; "": the model's."""
-    guesses: int = 0
-    """Tokens that speculative decoding adds to a step."""
+    draft: Draft | None = None
+    """Who guesses ahead."""
     adapters: int = 0
     """LoRA adapters that a batch can use, for which buffers of `rank` are held."""
     rank: int = 16
+    sharded_adapters: bool = False
+    """Both matrices of an adapter are split over the GPUs, not one side of each."""
     text_only: bool = False
     """Images and sound are not taken, and what a tower makes of them is not kept."""
     uncounted: tuple[str, ...] = ()
@@ -111,7 +113,6 @@ def requested(settings: Settings, *, overhead: int | None = None) -> Request:
     kv_memory = number("--kv-cache-memory-bytes")
     if target == "cpu" and (space := number("VLLM_CPU_KVCACHE_SPACE")) is not None:
         kv_memory = space * GIB
-    overrides, drafts = (_object(values.get(name, "")) for name in ("--hf-overrides", "--speculative-config"))
     compilation = values.get("--compilation-config", "")
     no_graphs = compilation.startswith("{") and json.loads(compilation).get("cudagraph_mode") == "NONE"
     return Request(
@@ -128,18 +129,11 @@ def requested(settings: Settings, *, overhead: int | None = None) -> Request:
         offloaded=round(float(values.get("--cpu-offload-gb", "0")) * GIB), hybrid_cache=values.get("--disable-hybrid-kv-cache-manager") != "true",
         windows=values.get("--disable-sliding-window") != "true", allow_long=values.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1",
         host_memory=size_bytes(values["HOST_ENGINE_MEMORY"]) if "HOST_ENGINE_MEMORY" in values else 0, overhead=overhead,
-        hf_overrides=overrides, prefix_caching=values.get("--enable-prefix-caching") != "false",
-        guesses=int(drafts.get("num_speculative_tokens") or 0),
+        hf_overrides=json.loads(values.get("--hf-overrides", "{}")), prefix_caching=values.get("--enable-prefix-caching") != "false",
+        draft=drafts.of(settings),
         state_type=values.get("--mamba-ssm-cache-dtype", AUTO).replace(AUTO, ""),
         adapters=(number("--max-loras") or 1) if values.get("--enable-lora") == "true" else 0, rank=number("--max-lora-rank") or 16,
+        sharded_adapters=values.get("--fully-sharded-loras") == "true",
         text_only=values.get("--language-model-only") == "true",
-        uncounted=tuple(what for name, what in _UNCOUNTED.items() if name in values and drafts.get("method") not in _FROM_THE_PROMPT))
+        uncounted=tuple(what for name, what in _UNCOUNTED.items() if name in values))
 
-
-def _object(text: str) -> Mapping[str, Any]:
-    """A value that is one JSON object; empty where there is none, or it is of another form."""
-    try:
-        found = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

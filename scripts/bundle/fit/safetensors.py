@@ -20,7 +20,8 @@ _SCALE = re.compile(r"(scales?|scale_inv|scale_2|qzeros|zero_points?|zeros|g_idx
 _PACKED = re.compile(r"(qweight|weight_packed|_blocks)$")
 _MODALITY = re.compile(r"(^|\.)(vision_\w+|visual|audio_\w+|image_newline|multi_modal_projector|mm_projector|embed_vision|embed_audio"
                        r"|pre_mm_projector_norm|patch_merger)(\.|$)")
-_UNLOADED = re.compile(r"(^|\.)mtp\.|^(talker|token2wav|code2wav)\.")  # draft heads, and the parts of an Omni model that speak
+_DRAFT = re.compile(r"(^|\.)mtp(_\w+)?\.")
+_UNLOADED = re.compile(r"inv_freq$|^(talker|token2wav|code2wav)\.")  # the latter: the parts of an Omni model that speak
 _LAYER = re.compile(r"(^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _KINDS = ((re.compile(r"(embed_tokens\w*|embed_positions|wte|wpe|\w*embeddings?)\.\w+$"), "embedding"),
           (re.compile(r"\.conv(1d)?\.weight$"), "vector"),  # short convolutions beside a state: never quantized
@@ -45,18 +46,19 @@ def files(directory: Path) -> list[Path]:
     return [directory / name for name in named]
 
 
-def read(directory: Path, *, layers: int, tied: bool, bits: int) -> tuple[Weight, ...]:
+def read(directory: Path, *, layers: int, tied: bool, bits: int, drafts: bool = False) -> tuple[Weight, ...]:
     """The weights that the engine loads from `directory`; empty when there are no safetensors files.
 
     `layers` and `tied` are the config's: layers beyond are draft heads, and a tied head is not loaded. `bits` is the width of packed integer
-    weights. Raises PrerequisiteError when a file is missing, cut off or no safetensors file.
+    weights. `drafts`: those of MTP layers alone, which only speculative decoding loads. Raises PrerequisiteError when a file is missing,
+    cut off or no safetensors file.
     """
     found: Counter[Weight] = Counter()
     for file in files(directory):
         for name, entry in _header(file).items():
             layer = _LAYER.search(name)
-            draft = layer and int(layer[2]) >= layers and not _MODALITY.search(name)
-            if name.endswith("inv_freq") or _UNLOADED.search(name) or draft or (tied and name.startswith("lm_head.")):
+            draft = bool(_DRAFT.search(name) or (layer and int(layer[2]) >= layers and not _MODALITY.search(name)))
+            if _UNLOADED.search(name) or draft != drafts or (tied and name.startswith("lm_head.")):
                 continue
             for weight in _weight(name, entry["dtype"], entry["shape"], bits):
                 found[weight] += 1

@@ -16,7 +16,9 @@ def provided(settings: Settings, images: Sequence[Shipped]) -> list[str]:
     """What the receiving host has to have, because it is not in the handoff; each as a Markdown line."""
     needs = ["Linux on x86-64 with Docker Engine 20.10 and Compose 2.20, or newer."]
     if settings.image_target == "cuda":
-        needs.append(f"`HOST_GPU_COUNT={settings.value('HOST_GPU_COUNT')}`: NVIDIA GPUs, with driver 580 or newer and the NVIDIA container toolkit.")
+        needs.append(f"`HOST_GPU_COUNT={settings.value('HOST_GPU_COUNT')}`: NVIDIA GPUs, with driver 580 or newer and the NVIDIA container toolkit. "
+                     "Where Docker gives them through CDI alone (`docker info` shows no nvidia runtime): `HOST_ACCELERATOR=cuda-cdi`, which "
+                     "`make receive` finds out by itself.")
     if settings.model_dir:
         needs.append(f"`MODEL_DIR={settings.model_dir}`: the folder of the model, readable by uid 2000. It is not in this handoff.")
     elif settings.value("ENGINE_MODEL").startswith("/"):

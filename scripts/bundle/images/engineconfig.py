@@ -59,9 +59,7 @@ def ask(settings: Settings, device: Device | None) -> Answer:
         options.append(f"--volume={settings.model_dir}:{MODEL_IN_CONTAINER}:ro")
     command = f"exec python {_ASK}/engine_check.py {shlex.join(argv)}"
     if gpu:
-        options.append(f"--env=PRETENDED_GPU={_pretended(gpu, int(settings.value('HOST_GPU_COUNT')))}")
-        # Its modules are linked against the driver, of which CUDA brings a stub.
-        command = f"ln -s $CUDA_HOME/lib/stubs/libcuda.so /tmp/libcuda.so.1; LD_LIBRARY_PATH=/tmp PYTHONPATH={_ASK}/pretended {command}"
+        command = as_on(gpu, f"{_ASK}/pretended", command, count=int(settings.value("HOST_GPU_COUNT")))
     done = shell.run(["docker", "run", "--rm", *_CONFINED, *options, "--entrypoint=sh", settings.image_engine, "-c", command], timeout_s=_LIMIT_S,
                      env=daemon.client_environment(), failure=PrerequisiteError)
     try:
@@ -90,6 +88,9 @@ def _letters(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
-def _pretended(device: Device, count: int) -> str:
-    return json.dumps({"name": device.name, "capability": list(device.capability), "total_bytes": device.total, "free_bytes": device.free,
-                       "count": count})
+def as_on(device: Device, place: str, command: str, *, count: int = 1) -> str:
+    """`command` for a shell of a CUDA image that sees `count` GPUs like `device`; `place` is where docker/model/pretended lies in the container."""
+    seen = {"name": device.name, "capability": list(device.capability), "total_bytes": device.total, "free_bytes": device.free, "count": count}
+    # Its modules are linked against the driver, of which CUDA brings a stub.
+    return (f"ln -s $CUDA_HOME/lib/stubs/libcuda.so /tmp/libcuda.so.1; LD_LIBRARY_PATH=/tmp PYTHONPATH={place} "
+            f"PRETENDED_GPU={shlex.quote(json.dumps(seen))} {command}")

@@ -9,7 +9,9 @@ from typing import Any
 
 from bundle.base.errors import PrerequisiteError
 from bundle.base.files import readable_by
-from bundle.fit.modelshape import architectures, read_config
+from bundle.config import catalogue
+from bundle.fit import quantization
+from bundle.fit.modelshape import architectures, read_config, read_quantization
 
 # One complete set is enough; vLLM and transformers find each of these by its name.
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model*",), ("vocab.json", "merges.txt"), ("tekken.json",), ("vocab.txt",), ("*tiktoken*",))
@@ -17,6 +19,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth")
 _CONFIGURATIONS = ("config.json", "params.json")  # params.json: Mistral's own format
 _ADAPTER = "adapter_config.json"
 _SAFETENSORS = "make model NAME= the repository with the *.safetensors, usually the one that this was made from; or REVISION= a branch with them"
+_METHODS = ("compressed-tensors", "fp8", "awq", "gptq")  # what most models are published in
 _NUMBER = re.compile(r"-(?P<number>\d{5})-of-(?P<total>\d{5})")
 _LFS_POINTER = b"version https://git-lfs"
 _MAX_HEADER = 100_000_000  # the safetensors library's own limit
@@ -72,10 +75,25 @@ def faults(directory: Path, *, uid: int, weights: bool = True, tokenizer: bool =
 def misfits(directory: Path) -> list[Fault]:
     """What `directory` holds that is not one model that the engine loads: another thing altogether, a leftover index, a stray file.
 
-    By names and sizes alone. Nothing is said of what is not there: a configuration without weights is enough to compute with.
+    By names and sizes, and by how config.json says that the weights are packed. Nothing is said of what is not there: a configuration without
+    weights is enough to compute with.
     """
-    other = _other_thing(directory)
+    other = _other_thing(directory) or _unknown_method(directory)
     return [other] if other else [*_left_over(directory), *_strays(directory)]
+
+
+def _unknown_method(directory: Path) -> Fault | None:
+    try:
+        said = read_quantization(directory)
+    except PrerequisiteError:
+        return None
+    method = quantization.method(said)
+    known = {name for target in catalogue.TARGETS for name in catalogue.load(target).flags["--quantization"].known}
+    if not said or method in known | {quantization.AUTO_ROUND}:
+        return None
+    how = (f"is quantized with {method}, which this engine has no loader for" if method else
+           "says that its weights are packed, and not by which method (MLX's editions are like that): the engine would take them for 16-bit weights")
+    return Fault(found=f"{directory} {how}", fix=f"make model NAME= the model's edition with 16-bit weights, or with {', '.join(_METHODS)}")
 
 
 def _other_thing(directory: Path) -> Fault | None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from bundle import ROOT
@@ -16,8 +16,8 @@ from bundle.service import status
 from bundle.service.deployment import Deployment
 
 LAST_LINES = 2000
-VERBS: Mapping[str, tuple[str, ...]] = {"doctor": (), "check": (), "fit": (), "status": (), "top": ("--json",)}
-"""What is asked, and how beside --json; `project` says of whom."""
+OF_SETTINGS, OF_SERVICES = ("doctor", "check", "fit"), ("status", "top")
+"""The verbs that are asked: of what the deployment was brought up with, and of what runs."""
 _TIMEOUT_S = 120
 # What looks like a secret wherever it stands: bearer tokens, keys of the usual services, values of variables that are called so.
 _LOOKS_SECRET = re.compile(
@@ -66,12 +66,12 @@ def _parts(deployment: Deployment) -> Iterable[tuple[str, str]]:
                                        "docker": _said("docker", "version", "--format", "{{json .}}"),
                                        "compose": _said("docker", "compose", "version"), "kernel": _said("uname", "-a"),
                                        "nvidia-smi": _said("nvidia-smi")}, indent=1)
-    for verb, how in VERBS.items():
-        of = ("--project", deployment.project)
-        yield f"{verb}.txt", _said(sys.executable, str(ROOT / "scripts" / f"{verb}.py"), *of, *(how or ("--json",)))
-    for file in (deployment.env_file, deployment.engine_env_file):
-        if file.is_file():
-            yield f"env/{file.name}", file.read_text(errors="replace")
+    brought_up = ("--env-file", str(deployment.env_file)) if deployment.is_written else ()
+    for verb in (*OF_SETTINGS, *OF_SERVICES):
+        of = brought_up if verb in OF_SETTINGS else ("--project", deployment.project)
+        yield f"{verb}.txt", _said(sys.executable, str(ROOT / "scripts" / f"{verb}.py"), *of, "--json")
+    for part, text in deployment.written().items():
+        yield f"env/{deployment.project}.{part}", text
     for name, container in sorted(deployment.containers().items()):
         yield f"logs/{name}.log", deployment.log(container, lines=LAST_LINES)
         if container.is_engine:

@@ -22,7 +22,7 @@ from bundle.base import files, shell
 from bundle.base.clock import Clock
 from bundle.base.errors import BundleError, PrerequisiteError
 from bundle.config import envfile
-from bundle.config.keys import MODELS
+from bundle.config.keys import MODELS, engines
 from bundle.config.settings import Settings
 from bundle.machine import daemon
 
@@ -117,6 +117,8 @@ class Deployment:
     """The folder of its compose.yaml: the bundle's own, or a handoff's."""
     state: Path = STATE
     clock: Clock = field(default_factory=Clock)
+    oneoff: bool = False
+    """Its containers are those that `docker compose run` makes, beside those of the services."""
 
     # --- its files
 
@@ -144,6 +146,9 @@ class Deployment:
         written = {"GATEWAY_BACKENDS": " ".join(MODELS[:len(models)]), "GATEWAY_MODELS_FILE": str(self._file(_ROUTES))}
         found = {_ROUTES: "".join(f"{name} {service}{_PRIORITY if each.value('ENGINE_SCHEDULING_POLICY') == 'priority' else ''}\n"
                                   for service, each in zip(MODELS, models, strict=False) for name in each.model_names)}
+        if first.value("MONITORING_ENGINES"):
+            there = (name for service, each in zip(MODELS, models, strict=False) for name in engines(service, each.replicas))
+            written["MONITORING_ENGINES"] = " ".join(there)
         for service, each in zip(MODELS, (first.overridden(written, "the models that are served"), *further), strict=False):
             own = self._file(_engine_env(service))
             name = own.relative_to(ROOT) if self.home == ROOT and self.state == STATE else own
@@ -295,7 +300,7 @@ class Deployment:
 
     def _own(self) -> Sequence[Any]:
         # The project's label alone is not enough: Compose puts it on the images that it builds too, and so on whatever runs from them.
-        labels = [f"com.docker.compose.project={self.project}", "com.docker.compose.oneoff=False"]
+        labels = [f"com.docker.compose.project={self.project}", f"com.docker.compose.oneoff={self.oneoff}"]
         with daemon.reachable():
             found: Sequence[Any] = daemon.client().containers.list(all=True, filters={"label": labels}, ignore_removed=True)
         return found

@@ -11,7 +11,7 @@ from bundle.base.errors import BundleError, ConfigurationError, NotReadyError, P
 from bundle.config import settings as configured
 from bundle.config.keys import MODELS
 from bundle.config.settings import Settings
-from bundle.doctor import host
+from bundle.doctor import accelerator, host
 from bundle.doctor.fit import fit_check
 from bundle.fit import assessment, found
 from bundle.fit.assessment import Fit
@@ -51,7 +51,7 @@ def up(models: Sequence[Settings], deployment: Deployment | None = None, *, ensu
     deployment = deployment or Deployment.from_settings(models[0])
     with deployment.locked("roll" if roll else "up"):
         setup.prepare(models[0].value("HOST_SETUP"))
-        models = [with_port(deployment, models[0]), *models[1:]]
+        models = [accelerator.settled(each) for each in (with_port(deployment, models[0]), *models[1:])]
         _preflight(models)
         for each in models:
             ensure_images(each)

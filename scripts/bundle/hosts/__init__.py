@@ -1,0 +1,1 @@
+"""A deployment for more than one host: the same Settings, written for other orchestrators than Compose."""
