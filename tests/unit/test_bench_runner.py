@@ -1,6 +1,7 @@
 """The schedule of a run: who is started when, what is kept, what goes on after an interruption. Engines and agents here are fakes."""
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from bundle.base.errors import ConfigurationError
 from bundle.bench import gpusampler, runner
 from bundle.bench.agent import AgentError
 from bundle.bench.matrix import Cell, Slo, Suite, Workload
-from bundle.bench.rundata import Ceilings, LegData, Provenance
+from bundle.bench.rundata import Ceilings, LegData, Provenance, Run
 from bundle.bench.runner import Job
 from bundle.bench.runtimes import StartFailed
 from bundle.config import settings
@@ -413,7 +414,7 @@ def test_a_new_run_takes_a_name_that_is_free(tmp_path: Path) -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The clock of a run: an engine start takes 100 s, nothing else takes any."""
     now = [0.0]
-    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     started = FakeRuntime.start
 
     def start(self: FakeRuntime, settings: Settings, label: str) -> FakeEngine:
@@ -434,7 +435,7 @@ def test_a_suite_with_minutes_ends_in_time_with_what_there_is(clock: list[float]
     # Cold and warm 200 s for the first cell, then 100 s a visit: at 400 s none is begun that could last 200.
     assert [leg["cell"] for leg in legs(tmp_path)] == list("aabb")
     assert clock == [400.0]
-    assert runner.read(runner.Run, tmp_path / "run.json")["rounds"] == 3
+    assert runner.read(Run, tmp_path / "run.json")["rounds"] == 3
 
 
 def test_a_start_waits_no_longer_than_there_is_time_and_none_is_begun_that_does_not_fit(clock: list[float], tmp_path: Path) -> None:
@@ -442,11 +443,15 @@ def test_a_start_waits_no_longer_than_there_is_time_and_none_is_begun_that_does_
     assert [leg["cell"] for leg in legs(tmp_path)] == list("aa")
     assert clock == [200.0]
     waits: list[float] = []
-    runtime = FakeRuntime()
     kept = FakeRuntime.start
+
+    def start(self: FakeRuntime, own: Settings, label: str) -> FakeEngine:
+        waits.append(own.ready_timeout_s)
+        return kept(self, own, label)
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(FakeRuntime, "start", lambda self, own, label: waits.append(own.ready_timeout_s) or kept(self, own, label))
-        runner.run(timed(tmp_path / "short", 1), runtime)
+        patched.setattr(FakeRuntime, "start", start)
+        runner.run(timed(tmp_path / "short", 1), FakeRuntime())
     assert waits[0] == 60
 
 
