@@ -57,5 +57,5 @@ def test_what_needs_no_docker_needs_no_library_of_it_either(verb: str) -> None:
     code = (f"import runpy, sys; sys.modules['docker'] = None; sys.path.insert(0, {str(ROOT / 'scripts')!r}); sys.argv = {[script, *arguments]!r}; "
             f"runpy.run_path({script!r}, run_name='__main__')")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120, cwd=ROOT)
-    assert done.stdout, done.stderr
+    assert done.stdout or "no model to look at" in done.stderr, done.stderr  # where none was fetched yet
     assert "Traceback" not in done.stderr, done.stderr
