@@ -20,9 +20,9 @@ from typing import Any
 
 @cache
 def model_of(config: str) -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(config)
-        return import_module("vllm.engine.arg_utils").EngineArgs(model=folder, skip_tokenizer_init=True, load_format="dummy").create_model_config()
+    folder = tempfile.mkdtemp()  # the engine looks into it again later; the container ends with it
+    (Path(folder) / "config.json").write_text(config)
+    return import_module("vllm.engine.arg_utils").EngineArgs(model=folder, skip_tokenizer_init=True, load_format="dummy").create_model_config()
 
 
 def answers(config: Mapping[str, Any], methods: list[str]) -> dict[str, str]:
