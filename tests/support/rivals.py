@@ -24,9 +24,9 @@ NGINX = """
 worker_processes auto; daemon off; pid {folder}/nginx.pid; error_log stderr crit;
 events {{ worker_connections 4096; }}
 http {{
-  access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+  access_log off; keepalive_requests 100000; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
   uwsgi_temp_path {folder}; scgi_temp_path {folder};
-  upstream engine {{ server {engine}; keepalive 128; }}
+  upstream engine {{ server {engine}; keepalive 128; keepalive_requests 100000; }}
   server {{ listen 127.0.0.1:{port};
     location / {{ proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; }} }}
 }}
