@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+import entrypoint
 from bundle import ROOT
-from bundle.config import envfile
+from bundle.config import contradictions, envfile
 from bundle.config.keys import DERIVED, GATEWAY_WRITTEN, HOST_KEYS, MODELS, MOST_REPLICAS
 from bundle.config.settings import WRITTEN
 
@@ -22,6 +23,10 @@ def test_what_compose_falls_back_to_is_the_default_of_base_env(key: str, fallbac
 
 def test_every_key_has_its_default_in_base_env_and_nowhere_else() -> None:
     assert set(HOST_KEYS) - set(BASE) == OF_THE_PROFILE | set(WRITTEN) | set(DERIVED) | set(GATEWAY_WRITTEN)
+
+
+def test_the_seconds_in_which_the_gateway_is_told_are_the_entrypoints() -> None:
+    assert contradictions.LEAVE_S == entrypoint.LEAVE_S
 
 
 def test_no_default_is_a_value_that_its_key_refuses() -> None:

@@ -20,6 +20,8 @@ ENGINE_ADDRESS = {"ENGINE_HOST": "0.0.0.0", "ENGINE_PORT": "8000"}  # noqa: S104
 
 _SPLITS = ("ENGINE_TENSOR_PARALLEL_SIZE", "ENGINE_PIPELINE_PARALLEL_SIZE", "ENGINE_DATA_PARALLEL_SIZE")
 
+LEAVE_S = 3
+"""How long an engine still takes requests after SIGTERM while the gateway is told: LEAVE_S of docker/engine/entrypoint.py."""
 CPU_ENGINE_GIB = 3.0
 """Peak of a start of the CPU engine without its KV cache (measured: 2.3 to 2.9)."""
 
@@ -171,9 +173,9 @@ def _address(values: _Values) -> Iterator[Finding]:
 
 def _stopping(values: _Values) -> Iterator[Finding]:
     grace, drain = values.number("HOST_STOP_GRACE_S"), values.number("ENGINE_SHUTDOWN_TIMEOUT")
-    if grace is not None and drain is not None and grace <= drain:
-        yield ("HOST_STOP_GRACE_S", f"{grace:g} s is not more than ENGINE_SHUTDOWN_TIMEOUT={drain:g}: Docker would kill the engine while it finishes "
-               f"its requests. Use HOST_STOP_GRACE_S={drain + 15:g}.", "error")
+    if grace is not None and drain is not None and grace <= drain + LEAVE_S:
+        yield ("HOST_STOP_GRACE_S", f"{grace:g} s is not more than ENGINE_SHUTDOWN_TIMEOUT={drain:g} and the {LEAVE_S:g} s before it in which the "
+               f"gateway is told: Docker would kill the engine while it finishes its requests. Use HOST_STOP_GRACE_S={drain + 15:g}.", "error")
 
 
 def _image(values: _Values) -> Iterator[Finding]:
