@@ -177,8 +177,8 @@ BAD = (
            "auto measures a GPU, and the CPU engine uses none. Delete the line."),
     # contradictions
     _error("killed while it drains", "cpu", "HOST_STOP_GRACE_S=33",
-           "33 s is not more than ENGINE_SHUTDOWN_TIMEOUT=30 and the 3 s before it in which the gateway is told: Docker would kill the engine while it "
-           "finishes its requests. Use HOST_STOP_GRACE_S=45."),
+           "33 s is not more than ENGINE_SHUTDOWN_TIMEOUT=30 and the 3 s before it in which the gateway is told: Docker would kill the engine "
+           "while it finishes its requests. Use HOST_STOP_GRACE_S=45."),
     _error("fewer tokens than requests", "seed", "ENGINE_MAX_NUM_BATCHED_TOKENS=128",
            "a step of 128 tokens cannot hold a token of each of ENGINE_MAX_NUM_SEQS=512 requests. Use "
            "ENGINE_MAX_NUM_BATCHED_TOKENS=512 or more."),
