@@ -113,9 +113,9 @@ k8s:  ## Kubernetes manifests of the profile (OUT=dir GPU=rtx-5090), never run o
 
 test: lint  ## everything that CI holds, against real Docker and real vLLM on the CPU
 	@.venv/bin/python -m pytest --numprocesses 4 tests/unit tests/process
-	@.venv/bin/python -m pytest tests/contract tests/e2e tests/fault
+	@.venv/bin/python -m pytest tests/contract tests/e2e tests/fault -m 'not long'
 	@.venv/bin/python -m pytest tests/swarm -m 'not long'
-	@.venv/bin/python -m pytest tests/bench
+	@.venv/bin/python -m pytest tests/bench -m 'not long'
 
 lint:  ## ruff, mypy --strict, import-linter, yamllint, shellcheck, hadolint
 	@$(PYTHON) scripts/bundle/venv.py requirements-dev.lock

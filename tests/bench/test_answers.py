@@ -19,6 +19,7 @@ from bundle.models import first
 from support import worse
 from support.project import wait_until
 
+pytestmark = pytest.mark.long
 LIMIT_S = 900
 AGENT = ("/opt/venv/bin/python", "/opt/bundle/benchagent.py")
 
@@ -36,7 +37,8 @@ def engine(model: Path, *flags: str) -> Iterator[tuple[str, list[str]]]:
     chosen = settings.load("cpu")
     build.ensure(chosen)
     name = f"test-{os.getpid()}-answers"
-    subprocess.run(["docker", "run", "--detach", "--name", name, "--network=none", "--memory=6g", "--env=VLLM_CPU_KVCACHE_SPACE=1",
+    subprocess.run(["docker", "run", "--detach", "--name", name, "--network=none", "--memory=6g", "--shm-size=1g", "--env=VLLM_CPU_KVCACHE_SPACE=1",
+                    "--env=VLLM_CPU_OMP_THREADS_BIND=nobind",
                     f"--volume={model}:/model:ro", "--entrypoint=/opt/venv/bin/python", chosen.image_engine, "-m", "vllm.entrypoints.cli.main",
                     "serve", "/model", "--served-model-name=m", "--max-model-len=2048", "--max-num-seqs=8", "--enforce-eager", *flags],
                    check=True, capture_output=True, timeout=120)

@@ -16,6 +16,7 @@ import pytest
 from bundle import ROOT
 from support.project import wait_until
 
+pytestmark = pytest.mark.timeout(2700)
 OPTIONS = ("--suite", "cpu", "--workload", "cpu-chat", "--workload", "cpu-shared-prefix", "--rounds", "2", "--repeats", "1")
 
 
