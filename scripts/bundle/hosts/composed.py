@@ -3,14 +3,11 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from bundle.base.errors import PrerequisiteError
 from bundle.config.keys import size_bytes
 from bundle.config.settings import Settings
-from bundle.service.deployment import Deployment
+from bundle.service.deployment import resolved
 
 _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
 
@@ -18,13 +15,9 @@ _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
 def of(models: Sequence[Settings]) -> Mapping[str, Any]:
     """The project as `docker compose config` prints it for `models`: every variable resolved, env files and anchors put in, durations and sizes as
     texts. `routes` is what the file of the gateway's routes holds. No daemon is asked. Raises PrerequisiteError without Docker Compose."""
-    with TemporaryDirectory() as state:
-        deployment = Deployment(project=models[0].project, state=Path(state))
-        deployment.write(deployment.texts(models))
-        done = deployment.compose("config", "--format", "json", failure=PrerequisiteError)
-        routes = deployment.routes()
-    found: dict[str, Any] = json.loads(done.stdout, object_hook=_plain)
-    return found | {"routes": "".join(f"{name} {to}\n" for name, to in routes.items())}
+    found, routes = resolved(models)
+    plain: dict[str, Any] = json.loads(json.dumps(found), object_hook=_plain)
+    return plain | {"routes": routes}
 
 
 def seconds(duration: str) -> float:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from subprocess import CompletedProcess
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bundle import ROOT, STATE
@@ -355,6 +356,17 @@ class Deployment:
             lock.write(f"`make {verb}` of {_user()} since {datetime.now().astimezone():%Y-%m-%d %H:%M:%S %Z} (process {os.getpid()})")
             lock.flush()
             yield
+
+
+def resolved(models: Sequence[Settings]) -> tuple[dict[str, Any], str]:
+    """The project as `docker compose config` prints it for `models`: every variable resolved, env files and anchors put in, each `$` twice. And the
+    list by which the gateway routes. No daemon is asked, nothing stays. Raises PrerequisiteError without Docker Compose."""
+    with TemporaryDirectory(prefix="vllm-resolved-") as state:
+        deployment = Deployment(project=models[0].project, state=Path(state))
+        texts = deployment.texts(models)
+        deployment.write(texts)
+        found: dict[str, Any] = json.loads(deployment.compose("config", "--format", "json", failure=PrerequisiteError).stdout)
+    return found, texts[_ROUTES]
 
 
 def _user() -> str:

@@ -1,10 +1,8 @@
 """A deployment for several hosts: a folder with a Swarm stack, a check of the nodes, and the page of commands."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bundle import ROOT
 from bundle.base import files
@@ -12,7 +10,7 @@ from bundle.base.errors import ConfigurationError, PrerequisiteError
 from bundle.config.envfile import Entry, Problem
 from bundle.config.settings import Settings
 from bundle.service import credentials
-from bundle.service.deployment import Deployment
+from bundle.service.deployment import resolved
 from bundle.swarm import nodecheck, page
 from bundle.swarm.stack import stack
 
@@ -47,14 +45,9 @@ def write(models: Sequence[Settings], out: Path) -> Written:
     refuse(models)
     _require_readable(models[0])
     out = _place(out)
-    with TemporaryDirectory(prefix="vllm-swarm-") as temporary:
-        deployment = Deployment(project=models[0].project, state=Path(temporary))
-        texts = deployment.texts(models)
-        deployment.write(texts)
-        resolved = json.loads(deployment.compose("config", "--format", "json", failure=PrerequisiteError).stdout)
-        made = stack(resolved, absent=[str(ROOT / _NO_MODEL)])
+    project, routes = resolved(models)
+    made = stack(project, absent=[str(ROOT / _NO_MODEL)])
     made["secrets"]["gateway_models"]["file"] = f"./{MODELS}"
-    routes = texts["models"]
     commands = page.commands(models[0], made)
     profiles = ", ".join(each.profile for each in models)
     written = {STACK: _yaml(made, f"Made by `make swarm` of profile {profiles}: change the env files, and make it anew."),
