@@ -17,7 +17,8 @@ from bundle import ROOT
 from support.project import wait_until
 
 pytestmark = pytest.mark.timeout(2700)
-OPTIONS = ("--suite", "cpu", "--cell", "cpu-sequences-2", "--cell", "cpu-too-long", "--workload", "cpu-chat", "--workload", "cpu-shared-prefix", "--rounds", "2", "--repeats", "1")
+OPTIONS = ("--suite", "cpu", "--cell", "cpu-sequences-2", "--cell", "cpu-too-long", "--workload", "cpu-chat", "--workload", "cpu-shared-prefix",
+           "--rounds", "2", "--repeats", "1")
 
 
 def bench(*arguments: str) -> subprocess.Popen[str]:
