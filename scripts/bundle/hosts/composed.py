@@ -15,8 +15,8 @@ _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
 def of(models: Sequence[Settings]) -> Mapping[str, Any]:
     """The project as `docker compose config` prints it for `models`: every variable resolved, env files and anchors put in, durations and sizes as
     texts. `routes` is what the file of the gateway's routes holds. No daemon is asked. Raises PrerequisiteError without Docker Compose."""
-    found, routes = resolved(models)
-    plain: dict[str, Any] = json.loads(json.dumps(found), object_hook=_plain)
+    with resolved(models) as (found, routes):
+        plain: dict[str, Any] = json.loads(json.dumps(found), object_hook=_plain)
     return plain | {"routes": routes}
 
 

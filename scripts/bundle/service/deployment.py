@@ -358,15 +358,18 @@ class Deployment:
             yield
 
 
-def resolved(models: Sequence[Settings]) -> tuple[dict[str, Any], str]:
+@contextmanager
+def resolved(models: Sequence[Settings]) -> Iterator[tuple[dict[str, Any], str]]:
     """The project as `docker compose config` prints it for `models`: every variable resolved, env files and anchors put in, each `$` twice. And the
-    list by which the gateway routes. No daemon is asked, nothing stays. Raises PrerequisiteError without Docker Compose."""
+    list by which the gateway routes. No daemon is asked, and the derived files that it names are gone at the end.
+
+    Raises PrerequisiteError without Docker Compose.
+    """
     with TemporaryDirectory(prefix="vllm-resolved-") as state:
         deployment = Deployment(project=models[0].project, state=Path(state))
         texts = deployment.texts(models)
         deployment.write(texts)
-        found: dict[str, Any] = json.loads(deployment.compose("config", "--format", "json", failure=PrerequisiteError).stdout)
-    return found, texts[_ROUTES]
+        yield json.loads(deployment.compose("config", "--format", "json", failure=PrerequisiteError).stdout), texts[_ROUTES]
 
 
 def _user() -> str:

@@ -45,8 +45,8 @@ def write(models: Sequence[Settings], out: Path) -> Written:
     refuse(models)
     _require_readable(models[0])
     out = _place(out)
-    project, routes = resolved(models)
-    made = stack(project, absent=[str(ROOT / _NO_MODEL)])
+    with resolved(models) as (project, routes):
+        made = stack(project, absent=[str(ROOT / _NO_MODEL)])  # looks into the secrets' files
     made["secrets"]["gateway_models"]["file"] = f"./{MODELS}"
     commands = page.commands(models[0], made)
     profiles = ", ".join(each.profile for each in models)
