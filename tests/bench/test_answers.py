@@ -76,7 +76,7 @@ def test_the_same_model_agrees_wholly_with_itself(plain: list[AnswersData]) -> N
     assert found["verdict"] == answers.SAME
     assert found["ratio"] == pytest.approx(1, abs=1e-3)
     assert (found["structured"], found["structured_of"]) == (3, 3)
-    assert 1700 < len(plain[0]["logprobs"]) < 2300
+    assert 1500 < len(plain[0]["logprobs"]) < 2000
     # Text that everyone has read: a model of words is far from the vocabulary's 49,152, and from certain.
     assert found["perplexity"] is not None
     assert 2 < found["perplexity"] < 40

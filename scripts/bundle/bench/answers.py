@@ -1,7 +1,7 @@
 """How good a cell's answers are, beside how fast it gives them: perplexity over a fixed text, answers at temperature 0, structured output.
 
 The text are six passages that are in the public domain (the Declaration of Independence and the Gettysburg Address, the beginnings of A Tale of Two
-Cities, Moby-Dick, Alice's Adventures in Wonderland and Pride and Prejudice), about 2,000 tokens. The engine itself says how likely it held each of
+Cities, Moby-Dick, Alice's Adventures in Wonderland and Pride and Prejudice), 1,400 words. The engine itself says how likely it held each of
 them (`prompt_logprobs`). The same tokens are looked at on both sides, so that a cell is compared with its control token by token: the ratio of their
 perplexities, with a 95 % interval from the spread of the differences.
 

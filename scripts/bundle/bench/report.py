@@ -212,7 +212,7 @@ def _answers(result: Result) -> Iterator[str | Table]:
     if not asked:
         yield f"{NOT_MEASURED.capitalize()}."
         return
-    yield ("Perplexity over a fixed text of about 2,000 tokens, by what the engine itself says of each token: cell / control, with its 95 % "
+    yield ("Perplexity over a fixed text of 1,400 words, by what the engine itself says of each token: cell / control, with its 95 % "
            "interval; above 1 is worse. Answers to 20 fixed questions at temperature 0 that are the control's word for word, and structured answers "
            "that keep their schema. With random weights none of this says anything.")
     yield Table(columns=("cell", "perplexity", "/ control", "verdict", "equal answers", "valid structure"), numbers=False, rows=[
